@@ -1,0 +1,1 @@
+"""Read-only instruments: each watches hook points by name and returns labelled arrays."""
