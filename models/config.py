@@ -3,9 +3,6 @@
 A study holds one text, one order of its tokens, one probe set, and several runs. Runs differ in
 their arm (the architecture, `ModelConfig`) and their seed (initialization and router noise only).
 
-`python -m models.train quick --set train.n_steps=100` changes a field. Values are read by the
-type of the field they replace, never evaluated.
-
 References
 ----------
 .. [1] Fedus et al. (2022), Switch Transformers, arXiv:2101.03961.
@@ -16,10 +13,9 @@ References
 import dataclasses
 import json
 import re
-import types
-import typing
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 Router = Literal["switch", "ungated", "hash"]
 Windows = Literal["powers", "half"]
@@ -60,31 +56,31 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_layers", "n_heads", "n_ctx", "d_vocab"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; use 1 or more")
-        _require(
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; use 1 or more")
+        require(
             self.d_model % self.n_heads == 0,
             f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; change one",
         )
         if self.router is None:
-            _require(
+            require(
                 not self.moe_layers and not self.n_experts and not self.top_k,
                 "a dense model (router None) has no experts; set router, or leave moe_layers, "
                 "n_experts and top_k unset",
             )
             return
-        _require(
+        require(
             bool(self.moe_layers) and all(0 <= i < self.n_layers for i in self.moe_layers),
             f"moe_layers {self.moe_layers} must name blocks from 0 to {self.n_layers - 1}",
         )
-        _require(
+        require(
             1 <= self.top_k <= self.n_experts,
             f"top_k {self.top_k} must lie between 1 and n_experts {self.n_experts}",
         )
-        _require(
+        require(
             self.router != "hash" or self.top_k == 1,
             f"a hash router sends a token to one expert; top_k is {self.top_k}, use 1",
         )
-        _require(
+        require(
             self.d_model % 8 == 0,
             f"d_model {self.d_model} of a model with experts must be a multiple of 8: grouped "
             "matrix products need rows of whole 16-byte blocks",
@@ -129,14 +125,14 @@ class DataConfig:
     max_epochs: int = 1
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             257 <= self.d_vocab <= 65536,
             f"d_vocab {self.d_vocab} must lie between 257 (256 bytes and the separator) and "
             "65536 (tokens are stored as uint16)",
         )
         for name in ("n_ctx", "probe_documents", "sequences_per_document", "max_epochs"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; use 1 or more")
-        _require(
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; use 1 or more")
+        require(
             (self.source == "builtin") == (self.path is None),
             f"source {self.source!r} with path {self.path!r}: a folder or data set needs "
             "data.path, the built-in text takes none",
@@ -176,9 +172,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_steps", "batch_size", "observe_every"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; use 1 or more")
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; use 1 or more")
         for name in ("learning_rate", "gradient_clip"):
-            _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use more than 0")
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use more than 0")
 
     @property
     def observation_steps(self) -> tuple[int, ...]:
@@ -208,14 +204,14 @@ class StudyConfig:
     name: str
     data: DataConfig
     train: TrainConfig
-    runs: tuple[RunConfig, ...] = field(default=())
+    runs: tuple[RunConfig, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name, what="study")
         names = [check_name(run.name, what="run") for run in self.runs]
-        _require(len(set(names)) == len(names), f"two runs share a name: {sorted(names)}")
+        require(len(set(names)) == len(names), f"two runs share a name: {sorted(names)}")
         for run in self.runs:
-            _require(
+            require(
                 run.model.d_vocab == self.data.d_vocab and run.model.n_ctx == self.data.n_ctx,
                 f"run {run.name} has d_vocab {run.model.d_vocab} and n_ctx {run.model.n_ctx}, its "
                 f"data {self.data.d_vocab} and {self.data.n_ctx}; they must agree",
@@ -230,7 +226,7 @@ def check_name(name: str, *, what: str) -> str:
     ValueError
         For separators, a leading dot, an empty name, or more than 100 characters.
     """
-    _require(
+    require(
         re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name) is not None and ".." not in name,
         f"{what} name {name!r} cannot be used: take letters, digits, '-', '_' and single '.', "
         "starting with a letter or digit, at most 100",
@@ -318,7 +314,7 @@ def reference_moe_switch() -> ModelConfig:
     return dataclasses.replace(reference_moe(), router="switch", router_bias=False)
 
 
-PRESETS: dict[str, typing.Callable[[], StudyConfig]] = {
+PRESETS: dict[str, Callable[[], StudyConfig]] = {
     preset.__name__: preset for preset in (quick, seeds, laptop, reference)
 }
 
@@ -349,85 +345,11 @@ def _cohort(
     return StudyConfig(name, data, train, tuple(runs))
 
 
-def override(cfg: StudyConfig, settings: list[str]) -> StudyConfig:
-    """The study with `section.field=value` settings applied.
-
-    `name=...` renames it, `data.` and `train.` reach those parts, `model.` reaches every run;
-    `data.n_ctx` and `data.d_vocab` change the models with them.
-
-    Raises
-    ------
-    ValueError
-        For a setting that has no `=`, names no field, or whose value does not fit the field.
-    """
-    changes: dict[str, dict[str, Any]] = {"study": {}, "data": {}, "train": {}, "model": {}}
-    sections = {
-        "study": StudyConfig,
-        "data": DataConfig,
-        "train": TrainConfig,
-        "model": ModelConfig,
-    }
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        _require(bool(equals), f"setting {setting!r} has no '='; write --set train.n_steps=100")
-        section, _, name = key.rpartition(".")
-        section = section or "study"
-        known = sections.get(section)
-        hints = typing.get_type_hints(known) if known else {}
-        if section == "study":
-            hints = {"name": str}
-        _require(
-            name in hints,
-            f"setting {key!r} names no field; known are name, and "
-            + ", ".join(
-                f"{s}.{f.name}"
-                for s, c in sections.items()
-                if s != "study"
-                for f in dataclasses.fields(c)
-            ),
-        )
-        changes[section][name] = _parse(text, hints[name], key)
-    for shared in ("n_ctx", "d_vocab"):
-        if shared in changes["data"]:
-            changes["model"].setdefault(shared, changes["data"][shared])
-    runs = tuple(
-        dataclasses.replace(run, model=dataclasses.replace(run.model, **changes["model"]))
-        for run in cfg.runs
-    )
-    return dataclasses.replace(
-        cfg,
-        data=dataclasses.replace(cfg.data, **changes["data"]),
-        train=dataclasses.replace(cfg.train, **changes["train"]),
-        runs=runs,
-        **changes["study"],
-    )
-
-
 def as_json(cfg: StudyConfig | RunConfig | ModelConfig) -> str:
     """The configuration as JSON text with sorted keys: equal configurations, equal text."""
     return json.dumps(dataclasses.asdict(cfg), sort_keys=True, indent=1)
 
 
-def _parse(text: str, hint: Any, key: str) -> Any:
-    """Read `text` as a value of the type `hint`; "none" is None where the type allows it."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if text.lower() == "none" and type(None) in args:
-            return None
-        return _parse(text, next(arg for arg in args if arg is not type(None)), key)
-    if origin is Literal:
-        _require(text in args, f"{key}={text!r} is not one of {', '.join(map(str, args))}")
-        return text
-    if origin is tuple:
-        return tuple(_parse(item, args[0], key) for item in text.split(",") if item)
-    if hint is str:
-        return text
-    try:
-        return hint(text)
-    except ValueError:
-        raise ValueError(f"{key}={text!r} cannot be read as {hint.__name__}") from None
-
-
-def _require(holds: bool, message: str) -> None:
+def require(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(message)

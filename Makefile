@@ -1,0 +1,52 @@
+# Two commands: `make study` trains and reports, `make test` runs the tests. Both set up first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STUDY := studies/quick
+REPORTS := docs/reports/quick
+ANALYSES := r2_over_time expert_specialization
+
+# Read when torch is imported: idle threads sleep instead of spinning on a shared machine.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: study test check format bench clean
+
+study: $(VENV)/installed
+	$(BIN)/python -m models.train quick
+	@$(MAKE) --no-print-directory $(ANALYSES:%=$(REPORTS)/%/index.md)
+	@echo "study:   $(STUDY)"
+	@for analysis in $(ANALYSES); do echo "report:  $(REPORTS)/$$analysis/index.md"; done
+
+$(REPORTS)/%/index.md: $(STUDY)/study.json
+	$(BIN)/python -m analyses.$* $(STUDY)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python tests/benchmarks/training.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --editable ".[books]"
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[books,dev]"
+	@touch $@

@@ -1,0 +1,171 @@
+"""Train the runs of a study, watch each on the probe set while it trains, and store what was seen.
+
+    python -m models.train quick                            # five small runs, minutes on two cores
+    python -m models.train quick --run dense-seed0          # only that run
+    python -m models.train seeds --set train.n_steps=900 --set name=longer
+
+A study is a folder: `studies/quick/` holds the prepared text (`data/`), one store a run
+(`dense-seed0.zarr`), and, while a run is unfinished, what it resumes from
+(`dense-seed0.resume.pt`).
+Interrupt it at any moment and give the same command again: finished runs are skipped, an
+unfinished one goes on from its last observation, and its arrays come out bit-identical.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch is first imported
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from models.config import PRESETS, StudyConfig, as_json
+from models.data import prepare
+from models.optimization import training_precision
+from models.progress import TrainingProgress
+from models.settings import override
+from models.training import Training, replace_file
+
+
+def train_study(
+    study: StudyConfig,
+    out: Path,
+    *,
+    run_name: str | None = None,
+    device: torch.device,
+    keep_weights: bool = False,
+    console: Console,
+) -> Path:
+    """Train the runs of a study that are not finished; return the study's folder.
+
+    Raises
+    ------
+    ValueError
+        For a run name the study does not have, too little text, or a folder made by another
+        configuration.
+    OSError
+        If something cannot be written.
+    """
+    runs = [run for run in study.runs if run_name in (None, run.name)]
+    if not runs:
+        names = ", ".join(run.name for run in study.runs)
+        raise ValueError(f"study {study.name!r} has no run {run_name!r}; its runs: {names}")
+    folder = out / study.name
+    study = settled(folder, study, device)
+    n_sequences = study.train.n_steps * study.train.batch_size
+    with console.status("preparing the text") as status:
+        data = prepare(study.data, folder / "data", n_sequences=n_sequences, progress=status.update)
+    if not (folder / "study.json").exists():
+        replace_file(folder / "study.json", lambda partial: partial.write_text(as_json(study)))
+    with TrainingProgress(console, study.train, n_ctx=study.data.n_ctx, n_runs=len(runs)) as shown:
+        for run in runs:
+            shown.start(run.name)
+            training = Training(folder, study, run, data, device=device, keep_weights=keep_weights)
+            store = training.finish(shown.update)
+            loss = float(store.dataset("losses")["loss"].isel(step=-1).mean())
+            shown.end(f"loss {loss:.3f} nats on the probe set")
+    return folder
+
+
+def settled(folder: Path, study: StudyConfig, device: torch.device) -> StudyConfig:
+    """The study with what its first call decides for all runs fixed.
+
+    "auto" precision becomes the device's, or what the folder's study already settled on.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a study with another configuration.
+    """
+    path = folder / "study.json"
+    known = json.loads(path.read_text()) if path.exists() else None
+    if study.train.precision == "auto":
+        precision = known["train"]["precision"] if known else training_precision(device)
+        train = dataclasses.replace(study.train, precision=precision)
+        study = dataclasses.replace(study, train=train)
+    wanted = json.loads(as_json(study))
+    if known not in (None, wanted):
+        raise ValueError(
+            f"{folder} holds a study with another configuration ({_difference(known, wanted)}); "
+            "give this one another name (--set name=...) or another --out"
+        )
+    return study
+
+
+def _difference(known: dict, wanted: dict) -> str:
+    """The settings in which two configurations differ, for a message."""
+    parts = [
+        f"{section}.{name} {known[section].get(name)!r}, now {wanted[section][name]!r}"
+        for section in ("data", "train")
+        for name in wanted[section]
+        if known[section].get(name) != wanted[section][name]
+    ]
+    return "; ".join(parts) or "its runs or models differ"
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--device {name!r} cannot be used here ({reason}); use auto or cpu"
+        ) from None
+    return device
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m models.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    presets = "; ".join(f"{name}: {(make.__doc__ or '').strip()}" for name, make in PRESETS.items())
+    parser.add_argument("study", choices=PRESETS, metavar="STUDY", help=presets)
+    parser.add_argument("--run", metavar="NAME", help="train only this run")
+    parser.add_argument("--out", type=Path, default=Path("studies"), metavar="DIR",
+                        help="folder of studies (default: studies)")  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+                        help="change a setting, as in train.n_steps=100; may be repeated")  # fmt: skip
+    parser.add_argument("--keep-weights", action="store_true",
+                        help="keep the weights of every observation, as safetensors")  # fmt: skip
+    args = parser.parse_args(argv)
+    console = Console()
+    try:
+        folder = train_study(
+            override(PRESETS[args.study](), args.settings),
+            args.out,
+            run_name=args.run,
+            device=_device(args.device),
+            keep_weights=args.keep_weights,
+            console=console,
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}\nCommitted steps are safe; mend that and give the same command "
+              "again to go on from them.", file=sys.stderr)  # fmt: skip
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; give the same command again to go on", file=sys.stderr)
+        return 130
+    console.print(
+        f"study: {folder}\nask it: python -m analyses.r2_over_time {folder}", highlight=False
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""One run, trained and watched: where model, probes and store meet.
+
+At each observation, in this order: the data, the resume state, the commit mark. A reader counts
+only committed steps, and a killed run goes on from a state at or after the last of them, so that
+whatever is written twice is written the same.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.config import RunConfig, StudyConfig, as_json
+from models.data import PreparedData, TokenStream
+from models.optimization import Trainer
+from models.probe_set import ProbeSet
+from models.transformer import n_active_parameters, n_parameters
+from probes.activations import ActivationProbe
+from probes.base import Probe, observe
+from probes.losses import LossProbe
+from probes.routing import RoutingProbe
+from store.provenance import provenance
+from store.run import Run
+from store.schema import variables_of
+
+
+class Training:
+    """One run being trained and watched; `finish` takes it from wherever it stands to its end.
+
+    Parameters
+    ----------
+    folder : the study's folder.
+    study : the study, with its precision resolved.
+    run : the run to train.
+    data : its prepared text.
+    device : where to train.
+    keep_weights : whether to keep the weights of every observation as safetensors.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        study: StudyConfig,
+        run: RunConfig,
+        data: PreparedData,
+        *,
+        device: torch.device,
+        keep_weights: bool = False,
+    ) -> None:
+        self.study, self.run, self.data = study, run, data
+        self.device, self.keep_weights = device, keep_weights
+        self.store_path = folder / f"{run.name}.zarr"
+        self.resume_path = folder / f"{run.name}.resume.pt"
+        self.weights_path = folder / f"{run.name}.weights"
+        cfg = study.data
+        stream = TokenStream(
+            data.tokens,
+            n_ctx=cfg.n_ctx,
+            batch_size=study.train.batch_size,
+            order_seed=cfg.order_seed,
+            max_epochs=cfg.max_epochs,
+        )
+        self.trainer = Trainer(run, study.train, stream, device=device)
+        self.probes = _probes(study, run, data.probe_set)
+        self._recorded: list[dict[str, Tensor | float | int]] = []
+
+    def finish(self, progress: Callable[[int, float], None]) -> Run:
+        """Train to the last step; `progress(step, loss)` hears of it now and then.
+
+        Raises
+        ------
+        ValueError
+            If the loss stops being a number.
+        OSError
+            If something cannot be written; what is committed stays readable.
+        """
+        store = self._open()
+        scheduled = set(self.study.train.observation_steps)
+        while True:
+            step = self.trainer.step
+            if step in scheduled and step not in store.committed:
+                self._observe(store)
+            if step == self.study.train.n_steps:
+                break
+            self._recorded.append(self.trainer.advance())
+            if self.trainer.step % 10 == 0 or self.trainer.step in scheduled:
+                progress(self.trainer.step, float(self._recorded[-1]["train_loss"]))
+        self.resume_path.unlink(missing_ok=True)
+        return store
+
+    def _open(self) -> Run:
+        """The run's store, and the trainer where it left off."""
+        if not self.store_path.exists():
+            self.resume_path.unlink(missing_ok=True)  # of a store that was removed
+            return Run.create(
+                self.store_path,
+                _probe_set_dataset(self.data.probe_set),
+                self._seen(),
+                steps=self.study.train.observation_steps,
+                training_steps=self.study.train.n_steps,
+                attrs=self._attrs(),
+                coordinates=_coordinates(self.study, self.run),
+            )
+        store = Run.open(self.store_path)
+        if self.resume_path.exists():
+            state = torch.load(self.resume_path, map_location=self.device, weights_only=True)
+            self.trainer.restore(state)
+        return store
+
+    def _observe(self, store: Run) -> None:
+        step = self.trainer.step
+        store.write(step, self._seen())
+        if self._recorded:
+            store.write_training(self._training_rows())
+        if self.keep_weights:
+            self._save_weights(step)
+        if step < self.study.train.n_steps:
+            replace_file(self.resume_path, lambda path: torch.save(self.trainer.state(), path))
+        store.commit(step)
+        self._recorded.clear()
+
+    def _seen(self) -> dict[str, xr.Dataset]:
+        token = torch.from_numpy(self.data.probe_set.token).long()
+        return observe(self.trainer.model, token, self.probes)
+
+    def _training_rows(self) -> xr.Dataset:
+        """The optimizer steps since the last observation, as the `training` group has them."""
+        step = self.trainer.step
+        columns = {
+            name: ("step", np.array([_number(row[name]) for row in self._recorded], variable.dtype))
+            for name, variable in variables_of("training").items()
+        }
+        rows = xr.Dataset(columns, {"step": np.arange(step - len(self._recorded) + 1, step + 1)})
+        if not np.isfinite(rows["train_loss"]).all():
+            raise ValueError(
+                f"{self.run.name}: the training loss is no longer a number by step {step}; "
+                "lower train.learning_rate or lengthen train.warmup_steps"
+            )
+        return rows
+
+    def _save_weights(self, step: int) -> None:
+        self.weights_path.mkdir(exist_ok=True)
+        weights = {k: v.contiguous() for k, v in self.trainer.model.state_dict().items()}
+        replace_file(
+            self.weights_path / f"step_{step:08d}.safetensors",
+            lambda path: save_file(weights, path, metadata={"step": str(step)}),
+        )
+
+    def _attrs(self) -> dict[str, Any]:
+        config = dataclasses.replace(self.study, runs=(self.run,))
+        return {
+            "study": self.study.name,
+            "config": json.loads(as_json(config)),
+            "device": str(self.device),
+            **self.data.attrs,
+            **provenance(),
+        }
+
+
+def _probes(study: StudyConfig, run: RunConfig, probe_set: ProbeSet) -> list[Probe]:
+    """The instruments for a run: losses, activations, and routing where there are experts."""
+    probes: list[Probe] = [LossProbe(torch.from_numpy(probe_set.target).long())]
+    cfg = study.train
+    if cfg.activation_sites and cfg.activation_documents:
+        chosen = list(dict.fromkeys(probe_set.document))[: cfg.activation_documents]
+        sequences = [i for i, document in enumerate(probe_set.document) if document in chosen]
+        probes.append(ActivationProbe(cfg.activation_sites, sequences))
+    if run.model.router is not None:
+        probes.append(RoutingProbe(study.data.n_ctx))
+    return probes
+
+
+def _probe_set_dataset(probe_set: ProbeSet) -> xr.Dataset:
+    return xr.Dataset(
+        {
+            name: (variable.dims, np.asarray(getattr(probe_set, name)))
+            for name, variable in variables_of("probe_set").items()
+        },
+        coords={"order": np.arange(1, len(probe_set.ngram_surprisal) + 1)},
+    )
+
+
+def _coordinates(study: StudyConfig, run: RunConfig) -> dict[str, str | int]:
+    """What analyses group runs by."""
+    model = run.model
+    return {
+        "arm": run.arm,
+        "architecture": "dense" if model.router is None else "moe",
+        "router": model.router or "none",
+        "seed": run.seed,
+        "order_seed": study.data.order_seed,
+        "width": model.d_model,
+        "n_layers": model.n_layers,
+        "n_heads": model.n_heads,
+        "n_experts": model.n_experts,
+        "experts_per_token": model.top_k,
+        "n_parameters": n_parameters(model),
+        "n_active_parameters": n_active_parameters(model),
+    }
+
+
+def _number(value: Tensor | float | int) -> float | int:
+    return float(value) if isinstance(value, Tensor) else value
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    os.replace(partial, path)

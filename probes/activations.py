@@ -1,0 +1,69 @@
+"""Activations at chosen sites of the residual stream, for a subset of the probe set, in float16."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from store.schema import ACTIVATION_SITES
+
+
+class ActivationProbe:
+    """Records `blocks.{layer}.hook_{site}` for the chosen sites and sequences.
+
+    Parameters
+    ----------
+    sites : names of `store.schema.ACTIVATION_SITES`.
+    sequences : indices into the probe set, ascending.
+
+    Raises
+    ------
+    ValueError
+        For an unknown site, or no site or sequence at all.
+    """
+
+    group = "activations"
+
+    def __init__(self, sites: Sequence[str], sequences: Sequence[int]) -> None:
+        unknown = sorted(set(sites) - set(ACTIVATION_SITES))
+        if unknown or not sites or not len(sequences):
+            raise ValueError(
+                f"sites {list(sites)} and {len(sequences)} sequences: give at least one of each, "
+                f"sites from {', '.join(ACTIVATION_SITES)}"
+            )
+        self._sequences = np.asarray(sequences)
+        self._hook = re.compile(rf"blocks\.(\d+)\.hook_({'|'.join(sites)})")
+        self._sites = tuple(sites)
+        self._n_done: dict[str, int] = defaultdict(int)
+        self._seen: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
+
+    def matches(self, hook_name: str) -> bool:
+        return self._hook.fullmatch(hook_name) is not None
+
+    def record(self, tensor: Tensor, hook_name: str) -> None:
+        match = self._hook.fullmatch(hook_name)
+        assert match is not None
+        start = self._n_done[hook_name]
+        self._n_done[hook_name] += len(tensor)
+        wanted = self._sequences[(self._sequences >= start)]
+        rows = wanted[wanted < start + len(tensor)] - start
+        self._seen[match[2], int(match[1])].append(tensor[rows].half().cpu())
+
+    def collect(self) -> xr.Dataset:
+        """One variable a site, (layer, sequence, pos, d_model), with the chosen `sequence`s."""
+        layers = sorted({layer for _, layer in self._seen})
+        stacked = {
+            site: torch.stack([torch.cat(self._seen[site, layer]) for layer in layers]).numpy()
+            for site in self._sites
+        }
+        self._n_done.clear()
+        self._seen.clear()
+        dims = ("layer", "sequence", "pos", "d_model")
+        return xr.Dataset(
+            {site: (dims, array) for site, array in stacked.items()},
+            coords={"layer": layers, "sequence": self._sequences},
+        )

@@ -1,0 +1,41 @@
+"""Per-token cross-entropy, in nats, computed in float32 from the logits.
+
+``loss[s, t] = -ln softmax(logits[s, t])[target[s, t]]`` (Shannon 1948,
+doi:10.1002/j.1538-7305.1948.tb01338.x).
+"""
+
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from jaxtyping import Int
+from torch import Tensor
+
+
+class LossProbe:
+    """Records the loss of every token of the probe set.
+
+    Parameters
+    ----------
+    target : token id to be predicted at each position (sequence, pos).
+    """
+
+    group = "losses"
+
+    def __init__(self, target: Int[Tensor, "sequence pos"]) -> None:
+        self._target = target
+        self._losses: list[Tensor] = []
+
+    def matches(self, hook_name: str) -> bool:
+        return hook_name == "unembed.hook_out"
+
+    def record(self, tensor: Tensor, hook_name: str) -> None:
+        n_done = sum(len(loss) for loss in self._losses)
+        target = self._target[n_done : n_done + len(tensor)].to(tensor.device)
+        loss = F.cross_entropy(tensor.float().flatten(0, 1), target.flatten(), reduction="none")
+        self._losses.append(loss.view_as(target))
+
+    def collect(self) -> xr.Dataset:
+        """`loss (sequence, pos)`, float32, nats."""
+        loss = torch.cat(self._losses).cpu().numpy()
+        self._losses = []
+        return xr.Dataset({"loss": (("sequence", "pos"), loss)})
