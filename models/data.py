@@ -215,17 +215,7 @@ def _write(cfg: DataConfig, folder: Path, progress: Callable[[str], None]) -> No
     tokenizer.save(str(folder / "tokenizer.json"))
 
     progress(f"encoding {int(n_characters.sum()):,} characters")
-    held_out: dict[int, tuple[Document, NDArray[np.int32]]] = {}
-    token_frequency = np.zeros(cfg.d_vocab, dtype=np.int64)
-    with (folder / "train.bin").open("wb") as file:
-        for i, (document, ids) in enumerate(_encoded(cfg, tokenizer)):
-            if is_probe[i]:
-                held_out[i] = document, ids
-                continue
-            tokens = np.append(ids, SEPARATOR_ID)
-            file.write(tokens.astype("<u2").tobytes())
-            token_frequency += np.bincount(tokens, minlength=cfg.d_vocab)
-
+    held_out, token_frequency = _write_tokens(cfg, tokenizer, is_probe, folder / "train.bin")
     train = np.memmap(folder / "train.bin", dtype="<u2", mode="r")
     progress(f"fitting n-gram models to {min(len(train), NGRAM_TOKENS):,} tokens")
     ngram_model = fit_kneser_ney(train, d_vocab=cfg.d_vocab, max_tokens=NGRAM_TOKENS)
@@ -247,6 +237,23 @@ def _write(cfg: DataConfig, folder: Path, progress: Callable[[str], None]) -> No
     }
     meta = {"config": _content(cfg), "attrs": attrs}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _write_tokens(
+    cfg: DataConfig, tokenizer: Tokenizer, is_probe: NDArray[np.bool_], path: Path
+) -> tuple[dict[int, tuple[Document, NDArray[np.int32]]], NDArray[np.int64]]:
+    """Write the training documents; return the probe documents by index, and how often ids occur."""
+    held_out = {}
+    token_frequency = np.zeros(cfg.d_vocab, dtype=np.int64)
+    with path.open("wb") as file:
+        for i, (document, ids) in enumerate(_encoded(cfg, tokenizer)):
+            if is_probe[i]:
+                held_out[i] = document, ids
+                continue
+            tokens = np.append(ids, SEPARATOR_ID)
+            file.write(tokens.astype("<u2").tobytes())
+            token_frequency += np.bincount(tokens, minlength=cfg.d_vocab)
+    return held_out, token_frequency
 
 
 def _scan(cfg: DataConfig) -> tuple[list[str], NDArray[np.int64], str]:

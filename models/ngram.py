@@ -147,7 +147,7 @@ def fit_kneser_ney(
     d_vocab : size of the vocabulary, the separator included.
     discount : None for three discounts a level [2]_; a number in (0, 1] is one for all [1]_.
     max_tokens : fit on about so many at most, in stretches of 65,536 spread evenly over the
-        array; memory is about 100 bytes a token.
+        array; memory is about 150 bytes a token.
 
     Raises
     ------

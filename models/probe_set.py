@@ -30,9 +30,9 @@ class ProbeSet:
 
     token: NDArray[np.int32]  # (sequence, pos)
     target: NDArray[np.int32]  # (sequence, pos)
-    document: NDArray[np.str_]  # (sequence)
-    work: NDArray[np.str_]  # (sequence)
-    domain: NDArray[np.str_]  # (sequence)
+    document: NDArray[np.character]  # (sequence)
+    work: NDArray[np.character]  # (sequence)
+    domain: NDArray[np.character]  # (sequence)
     ngram_surprisal: NDArray[np.float32]  # (order, sequence, pos), nats
     vocabulary: list[str]  # (d_vocab)
     token_frequency: NDArray[np.int64]  # (d_vocab), separators counted

@@ -73,7 +73,7 @@ class Training:
         self._recorded: list[dict[str, Tensor | float | int]] = []
 
     def finish(self, progress: Callable[[int, float], None]) -> Run:
-        """Train to the last step; `progress(step, loss)` hears of it now and then.
+        """Train to the last step, if it is not there; `progress(step, loss)` hears of it.
 
         Raises
         ------
@@ -83,18 +83,22 @@ class Training:
             If something cannot be written; what is committed stays readable.
         """
         store = self._open()
+        if not store.finished:
+            self._train(store, progress)
+        self.resume_path.unlink(missing_ok=True)
+        return store
+
+    def _train(self, store: Run, progress: Callable[[int, float], None]) -> None:
         scheduled = set(self.study.train.observation_steps)
         while True:
             step = self.trainer.step
             if step in scheduled and step not in store.committed:
                 self._observe(store)
             if step == self.study.train.n_steps:
-                break
+                return
             self._recorded.append(self.trainer.advance())
             if self.trainer.step % 10 == 0 or self.trainer.step in scheduled:
                 progress(self.trainer.step, float(self._recorded[-1]["train_loss"]))
-        self.resume_path.unlink(missing_ok=True)
-        return store
 
     def _open(self) -> Run:
         """The run's store, and the trainer where it left off."""

@@ -1,0 +1,247 @@
+"""A run killed at any moment comes out the same; bad input and a full disk lose nothing."""
+
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import zarr
+from safetensors.torch import load_file
+
+from models.config import ModelConfig
+from models.train import main
+from models.transformer import Transformer
+from store.run import Run
+
+SETTINGS = [
+    "data.source=folder", "data.d_vocab=300", "data.n_ctx=16", "data.probe_documents=6",
+    "data.sequences_per_document=2", "model.d_model=16", "model.n_heads=4",
+    "train.n_steps=24", "train.observe_every=8", "train.batch_size=4", "train.warmup_steps=4",
+    "train.activation_documents=2", "train.precision=float32",
+]  # fmt: skip
+WORDS = "the of and a to in he have it that for they with as not on she at by this we you do but"
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """Forty documents of random words in two domains."""
+    folder = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    for domain in ("prose", "verse"):
+        (folder / domain).mkdir()
+        for i in range(20):
+            words = rng.choice(WORDS.split(), 400)
+            (folder / domain / f"{i}.txt").write_text(" ".join(words), encoding="utf-8")
+    return folder
+
+
+def command(text: Path, out: Path, *more: str) -> list[str]:
+    settings = [f"--set={setting}" for setting in (*SETTINGS, f"data.path={text}")]
+    return ["quick", "--out", str(out), *settings, *more]
+
+
+WATCHED = """
+import os, signal, sys
+count, fatal = 0, int(sys.argv[1])
+def hook(event, args):
+    global count
+    if event == "os.rename" and "switch-seed0" in str(args[1]):
+        count += 1
+        if count == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+from models.train import main
+code = main(sys.argv[2:])
+print("renames:", count)
+sys.exit(code)
+"""
+
+
+def child(arguments: list[str], *, fatal: int = 0, **options) -> subprocess.CompletedProcess[str]:
+    """Train in a process that dies with the `fatal`-th file of the run written, unnamed yet."""
+    return subprocess.run(
+        [sys.executable, "-c", WATCHED, str(fatal), *arguments],
+        capture_output=True, text=True, check=False, **options,
+    )  # fmt: skip
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every array of a store, by its name."""
+    root = zarr.open_group(path, mode="r")
+    found = {}
+    for group, members in root.groups():
+        found |= {f"{group}/{name}": array[...] for name, array in members.arrays()}
+    return found
+
+
+def assert_same_arrays(one: Path, other: Path) -> None:
+    expected, found = arrays(one), arrays(other)
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        assert array.dtype == found[name].dtype
+        if array.dtype.kind in "fiub":
+            assert array.tobytes() == found[name].tobytes(), name
+        else:
+            assert np.array_equal(array, found[name]), name
+
+
+@pytest.fixture(scope="session")
+def trained(text, tmp_path_factory) -> tuple[Path, int]:
+    """An uninterrupted `switch-seed0` in its study's folder, and how many files it replaced."""
+    out = tmp_path_factory.mktemp("finished")
+    process = child(command(text, out, "--run", "switch-seed0", "--keep-weights"))
+    assert process.returncode == 0, process.stderr
+    assert "switch-seed0: 24 steps, loss" in process.stdout
+    return out / "quick", int(process.stdout.split("renames:")[1])
+
+
+@pytest.fixture
+def finished(trained) -> Path:
+    return trained[0]
+
+
+def test_a_finished_run_holds_everything_the_schema_promises(finished):
+    run = Run.open(finished / "switch-seed0.zarr")
+    assert run.finished
+    assert run.committed.tolist() == [0, 1, 2, 4, 8, 16, 24]
+    shapes = {name: array.shape for name, array in arrays(run.path).items()}
+    assert shapes["losses/loss"] == (7, 12, 16)
+    assert shapes["routing/expert_index"] == (7, 2, 12, 16, 1)
+    assert shapes["routing/router_prob"] == (7, 2, 12, 16, 8)
+    assert shapes["activations/resid_post"] == (7, 4, 4, 16, 16)
+    assert shapes["probe_set/ngram_surprisal"] == (5, 12, 16)
+    for name, array in arrays(run.path).items():
+        if array.dtype.kind == "f":
+            assert np.isfinite(array).all(), name
+    assert (arrays(run.path)["routing/expert_index"] >= 0).all()
+    assert run.coordinates["arm"] == "switch"
+    assert run.coordinates["n_active_parameters"] < run.coordinates["n_parameters"]
+    assert {"corpus_hash", "tokenizer_hash", "probe_set_hash", "config"} <= run.attrs.keys()
+    assert not list(finished.glob("*.resume.pt*"))
+
+
+def test_training_lowered_the_recorded_losses(finished):
+    with xr.open_zarr(finished / "switch-seed0.zarr", group="losses", chunks=None) as losses:
+        mean = losses["loss"].mean(["sequence", "pos"])
+    assert float(mean[-1]) < float(mean[0]) - 0.5
+    assert float(mean[0]) == pytest.approx(np.log(300), abs=0.6)
+
+
+def test_recorded_losses_are_those_of_the_kept_weights(finished):
+    run = Run.open(finished / "switch-seed0.zarr")
+    config = run.attrs["config"]["runs"][0]["model"]
+    model = Transformer(ModelConfig(**config | {"moe_layers": tuple(config["moe_layers"])})).eval()
+    probe_set = run.dataset("probe_set").load()
+    token = torch.from_numpy(probe_set["token"].values).long()
+    target = torch.from_numpy(probe_set["target"].values).long()
+    loss = run.dataset("losses")["loss"]
+    files = sorted((finished / "switch-seed0.weights").glob("*.safetensors"))
+    assert len(files) == 7
+    for file in files:
+        model.load_state_dict(load_file(file))
+        with torch.no_grad():
+            log_prob = model(token).double().log_softmax(-1)
+        expected = -log_prob.gather(-1, target[..., None])[..., 0]
+        step = int(file.stem.removeprefix("step_"))
+        np.testing.assert_allclose(loss.sel(step=step), expected, atol=1e-5)
+
+
+def test_every_run_of_a_study_saw_the_same_tokens_in_the_same_order(text, finished):
+    assert main(command(text, finished.parent, "--run", "dense-seed1")) == 0
+    hashes = [
+        arrays(finished / f"{name}.zarr")["training/stream_hash"]
+        for name in ("switch-seed0", "dense-seed1")
+    ]
+    assert np.array_equal(*hashes)
+    assert len(set(hashes[0].tolist())) == 24
+
+
+@pytest.mark.parametrize("share", [0.1, 0.35, 0.5, 0.51, 0.75, 1.0])
+def test_a_run_killed_while_it_writes_resumes_bit_identically(share, text, trained, tmp_path):
+    """Killed with a file written and not yet in its place: data, resume state or commit mark."""
+    finished, n_renames = trained
+    arguments = command(text, tmp_path, "--run", "switch-seed0", "--keep-weights")
+    process = child(arguments, fatal=round(share * n_renames))
+    assert process.returncode == -signal.SIGKILL
+    store = tmp_path / "quick/switch-seed0.zarr"
+    assert not store.exists() or not Run.open(store).finished
+    assert main(arguments) == 0
+    assert_same_arrays(finished / "switch-seed0.zarr", store)
+    for file in (finished / "switch-seed0.weights").iterdir():
+        again = tmp_path / "quick/switch-seed0.weights" / file.name
+        assert again.read_bytes() == file.read_bytes()
+
+
+def test_a_run_killed_between_writes_resumes_bit_identically(text, finished, tmp_path):
+    arguments = command(text, tmp_path, "--run", "switch-seed0")
+    process = subprocess.Popen([sys.executable, "-m", "models.train", *arguments])
+    mark = tmp_path / "quick/switch-seed0.zarr/observation/committed/c/2"
+    deadline = time.monotonic() + 60
+    while not mark.exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert main(arguments) == 0
+    assert_same_arrays(finished / "switch-seed0.zarr", tmp_path / "quick/switch-seed0.zarr")
+
+
+def test_finished_runs_are_skipped(text, finished, capsys):
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+
+    before = written()
+    assert main(command(text, finished.parent, "--run", "switch-seed0")) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert written() == before
+
+
+def test_a_write_that_fails_names_the_remedy_and_leaves_committed_steps(text, finished, tmp_path):
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    assert main(command(text, tmp_path, "--run", "dense-seed0")) == 0  # the prepared text
+    arguments = command(text, tmp_path, "--run", "switch-seed0")
+    process = child(arguments, preexec_fn=small_files)
+    assert process.returncode == 1
+    assert "File too large" in process.stderr
+    assert "give the same command again" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert main(arguments) == 0
+    assert_same_arrays(finished / "switch-seed0.zarr", tmp_path / "quick/switch-seed0.zarr")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--run", "nobody"], "no run 'nobody'; its runs: dense-seed0"),
+        (["--set", "train.n_steps=100000"], "set fewer train.n_steps"),
+        (["--set", "name=a/b"], "cannot be used"),
+        (["--set", "data.path=nowhere"], "nowhere"),
+        (["--device", "cuda:7"], "use auto or cpu"),
+        (["--set", "data.probe_documents=50"], "probe set"),
+    ],
+)
+def test_bad_input_is_refused_before_training_starts(more, message, text, tmp_path, capsys):
+    assert main(command(text, tmp_path, *more)) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.rglob("*.zarr"))
+
+
+def test_a_folder_of_another_configuration_is_refused(text, finished, capsys):
+    assert main(command(text, finished.parent, "--set", "train.batch_size=5")) == 2
+    assert "train.batch_size 4, now 5" in capsys.readouterr().err
+
+
+def test_a_diverging_run_stops_and_says_so(text, tmp_path, capsys):
+    settings = ["--set", "train.learning_rate=1e30", "--run", "dense-seed0"]
+    assert main(command(text, tmp_path, *settings)) == 2
+    assert "lower train.learning_rate" in capsys.readouterr().err
