@@ -270,7 +270,7 @@ def laptop() -> StudyConfig:
     return _cohort(
         "laptop",
         DataConfig(n_ctx=256, sequences_per_document=4),
-        TrainConfig(n_steps=1500, learning_rate=1e-3, warmup_steps=150, observe_every=100),
+        TrainConfig(n_steps=1350, learning_rate=1e-3, warmup_steps=135, observe_every=100),
         n_layers=6,
         n_heads=9,
         arms={"dense": (234, (0, 1, 2)), "dense_252": (252, (0,)), "switch": (216, (0, 1, 2))},

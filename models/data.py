@@ -242,7 +242,7 @@ def _write(cfg: DataConfig, folder: Path, progress: Callable[[str], None]) -> No
 def _write_tokens(
     cfg: DataConfig, tokenizer: Tokenizer, is_probe: NDArray[np.bool_], path: Path
 ) -> tuple[dict[int, tuple[Document, NDArray[np.int32]]], NDArray[np.int64]]:
-    """Write the training documents; return the probe documents by index, and how often ids occur."""
+    """Write the training documents; return the probe documents by index, and id frequencies."""
     held_out = {}
     token_frequency = np.zeros(cfg.d_vocab, dtype=np.int64)
     with path.open("wb") as file:

@@ -115,7 +115,9 @@ def main() -> None:
 
     n_tokens = args.steps * BATCH_SIZE * dense.n_ctx
     rate = {name: n_tokens / statistics.median(taken) for name, taken in seconds.items()}
-    table = Table(title=f"training, {torch.get_num_threads()} threads, float32, torch {torch.__version__}")
+    table = Table(
+        title=f"training, {torch.get_num_threads()} threads, float32, torch {torch.__version__}"
+    )
     for column in ("model", "parameters", "active", "tokens/s", "ratio"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, (total, active) in counts.items():

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from analyses.statistics.correlation import document_moments, fisher_z, pearson_r, r2_interval
+from analyses.statistics.documents import document_slices
+
+# four documents of (x, y) tokens, and what exact arithmetic makes of them
+DOCUMENTS = (
+    ((1, 2), (2, 2), (4, 5)),
+    ((0, 1), (3, 2)),
+    ((5, 6), (2, 4), (1, 1), (7, 5)),
+    ((2, 3), (6, 9)),
+)
+VALUES = np.array([token for tokens in DOCUMENTS for token in tokens], dtype=float).T
+LABELS = np.repeat(np.arange(4), [len(tokens) for tokens in DOCUMENTS])
+
+
+def _losses(n_models: int = 4, n_tokens: int = 600) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    values = rng.gamma(2.0, 1.0, n_tokens) + rng.standard_normal((n_models, n_tokens))
+    return values, rng.integers(0, 20, n_tokens)
+
+
+def test_exact_case_has_its_known_correlation() -> None:
+    moments = document_moments(VALUES, LABELS)
+    assert pearson_r(moments.sum(axis=0))[0, 1] == pytest.approx(0.8360496271029484, rel=1e-13)
+
+
+def test_weights_on_documents_act_as_repetition() -> None:
+    moments = document_moments(VALUES, LABELS)
+    r = pearson_r(np.tensordot([2.0, 0.0, 1.0, 1.0], moments, axes=1))[0, 1]
+    assert r**2 == pytest.approx(0.7210032957217217, rel=1e-13)
+
+
+def test_all_pairs_agree_with_scipy() -> None:
+    values, labels = _losses()
+    r = pearson_r(document_moments(values, labels).sum(axis=0))
+    for i, j in np.ndindex(r.shape):
+        assert r[i, j] == pytest.approx(stats.pearsonr(values[i], values[j]).statistic, rel=1e-12)
+
+
+def test_first_entry_of_a_moment_matrix_counts_tokens() -> None:
+    values, labels = _losses()
+    np.testing.assert_array_equal(document_moments(values, labels)[:, 0, 0], np.bincount(labels))
+
+
+def test_order_of_tokens_does_not_matter() -> None:
+    values, labels = _losses()
+    order = np.argsort(labels, kind="stable")
+    np.testing.assert_allclose(
+        document_moments(values, labels), document_moments(values[:, order], labels[order])
+    )
+
+
+def test_shift_and_scale_of_a_models_losses_do_not_matter() -> None:
+    values, labels = _losses()
+    moved = values * np.array([[1.0], [3.0], [0.1], [1.0]]) + np.array([[0.0], [9], [-2], [1e6]])
+    before = pearson_r(document_moments(values, labels).sum(axis=0))
+    after = pearson_r(document_moments(moved, labels).sum(axis=0))
+    np.testing.assert_allclose(after, before, rtol=1e-9)
+
+
+def test_float32_losses_far_from_zero_keep_their_digits() -> None:
+    values, labels = _losses()
+    stored = (values + 1000).astype(np.float32)
+    expected = np.corrcoef(stored.astype(np.float64))
+    actual = pearson_r(document_moments(stored, labels).sum(axis=0))
+    np.testing.assert_allclose(actual, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_spoils_its_own_row_only(bad: float) -> None:
+    values, labels = _losses()
+    clean = pearson_r(document_moments(values, labels).sum(axis=0))
+    values[1, 7] = bad
+    r = pearson_r(document_moments(values, labels).sum(axis=0))
+    assert np.isnan(r[1]).all()
+    assert np.isnan(r[:, 1]).all()
+    np.testing.assert_array_equal(np.delete(np.delete(r, 1, 0), 1, 1), clean[[0, 2, 3]][:, [0, 2, 3]])
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e8])
+def test_constant_losses_have_no_correlation(constant: float) -> None:
+    values, labels = _losses()
+    values[2] = constant
+    r = pearson_r(document_moments(values, labels).sum(axis=0))
+    assert np.isnan(r[2]).all()
+    assert np.isfinite(r[0, 1])
+
+
+def test_equal_losses_have_a_finite_z() -> None:
+    values, labels = _losses()
+    values[1] = values[0]
+    z = fisher_z(pearson_r(document_moments(values, labels).sum(axis=0)))
+    assert np.isfinite(z).all()
+    assert np.tanh(z[0, 1]) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_interval_of_r2_starts_at_zero_where_r_may_have_either_sign() -> None:
+    ci = r2_interval(np.arctanh([[0.2, 0.5], [-0.5, -0.2], [-0.1, 0.3], [-0.4, 0.1]]))
+    np.testing.assert_allclose(ci, [[0.04, 0.25], [0.04, 0.25], [0.0, 0.09], [0.0, 0.16]])
+
+
+def test_labels_must_cover_every_token_and_number() -> None:
+    with pytest.raises(ValueError, match=r"shape \(3,\) for 11 tokens"):
+        document_moments(VALUES, LABELS[:3])
+    with pytest.raises(ValueError, match="document 1 of 3 has no token"):
+        document_slices(np.array([0, 2]), n_tokens=2)
+    with pytest.raises(ValueError, match="no tokens"):
+        document_slices(np.array([], dtype=int), n_tokens=0)
