@@ -183,13 +183,12 @@ def _probes(study: StudyConfig, run: RunConfig, probe_set: ProbeSet) -> list[Pro
 
 
 def _probe_set_dataset(probe_set: ProbeSet) -> xr.Dataset:
-    return xr.Dataset(
-        {
-            name: (variable.dims, np.asarray(getattr(probe_set, name)))
-            for name, variable in variables_of("probe_set").items()
-        },
-        coords={"order": np.arange(1, len(probe_set.ngram_surprisal) + 1)},
-    )
+    variables = {}
+    for name, variable in variables_of("probe_set").items():
+        # numpy's fixed-width text would cut a token that ends in a NUL byte
+        dtype = object if variable.dtype == "str" else None
+        variables[name] = (variable.dims, np.asarray(getattr(probe_set, name), dtype))
+    return xr.Dataset(variables, {"order": np.arange(1, len(probe_set.ngram_surprisal) + 1)})
 
 
 def _coordinates(study: StudyConfig, run: RunConfig) -> dict[str, str | int]:

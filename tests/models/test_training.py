@@ -13,8 +13,10 @@ import torch
 import xarray as xr
 import zarr
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from models.config import ModelConfig
+from models.tokenizer import vocabulary
 from models.train import main
 from models.transformer import Transformer
 from store.run import Run
@@ -56,6 +58,7 @@ def hook(event, args):
         if count == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
+from models.tokenizer import vocabulary
 from models.train import main
 code = main(sys.argv[2:])
 print("renames:", count)
@@ -124,6 +127,13 @@ def test_a_finished_run_holds_everything_the_schema_promises(finished):
     assert run.coordinates["n_active_parameters"] < run.coordinates["n_parameters"]
     assert {"corpus_hash", "tokenizer_hash", "probe_set_hash", "config"} <= run.attrs.keys()
     assert not list(finished.glob("*.resume.pt*"))
+
+
+def test_the_store_holds_the_text_of_every_token_id(finished):
+    stored = Run.open(finished / "switch-seed0.zarr").dataset("probe_set")["vocabulary"].values
+    tokenizer = Tokenizer.from_file(str(finished / "data/tokenizer.json"))
+    assert stored.tolist() == vocabulary(tokenizer)
+    assert "\0" in stored
 
 
 def test_training_lowered_the_recorded_losses(finished):

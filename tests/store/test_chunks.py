@@ -1,5 +1,5 @@
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +47,29 @@ def assert_names(error: pytest.ExceptionInfo[StoreError], run: Run, file: Path, 
         assert part in message
 
 
-def test_damaged_chunk_is_named_and_the_others_stay_readable(
-    make_run, observe, damage: Damage
-) -> None:
-    run = make_run("moe-0", groups=("losses", "routing"))
-    file = run.path / "routing" / "router_prob" / "c" / "3" / "0" / "0" / "0" / "0"
-    damage(file)
+@pytest.fixture(scope="module")
+def run(build, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return build(tmp_path_factory.mktemp("study"), "moe-0", groups=("losses", "routing"))
+
+
+@pytest.fixture
+def damaged(run: Run, damage: Damage) -> Iterator[Callable[[str], Path]]:
+    """damaged(path in the run) -> that file, damaged until the test ends."""
+    intact: dict[Path, bytes] = {}
+
+    def damaged(place: str) -> Path:
+        file = run.path / place
+        intact[file] = file.read_bytes()
+        damage(file)
+        return file
+
+    yield damaged
+    for file, content in intact.items():
+        file.write_bytes(content)
+
+
+def test_damaged_chunk_is_named_and_the_others_stay_readable(run: Run, damaged, observe) -> None:
+    file = damaged("routing/router_prob/c/3/0/0/0/0")
     read = run.dataset("routing")
     with pytest.raises(StoreError) as error:
         read.router_prob.load()
@@ -64,6 +81,24 @@ def test_damaged_chunk_is_named_and_the_others_stay_readable(
     )
     np.testing.assert_array_equal(read.expert_index.sel(step=4), observe(4)["routing"].expert_index)
     assert not run.dataset("losses").loss.isnull().any()
+
+
+@pytest.mark.parametrize("group", ["probe_set", "training"])
+def test_damage_outside_the_observations_is_named(run: Run, damaged, group: str) -> None:
+    name = {"probe_set": "work", "training": "train_loss"}[group]
+    file = damaged(f"{group}/{name}/c/0")
+    read = run.dataset(group)
+    with pytest.raises(StoreError) as error:
+        read[name].load()
+    assert_names(error, run, file, f"{group}/{name}")
+    read.drop_vars(name).load()
+
+
+def test_damaged_labels_are_named(run: Run, damaged) -> None:
+    file = damaged("losses/sequence/c/0")
+    with pytest.raises(StoreError) as error:
+        Run.open(run.path).dataset("losses")
+    assert_names(error, run, file, "losses/sequence")
 
 
 @pytest.fixture(scope="module")
@@ -115,35 +150,6 @@ def test_damaged_shard_is_named(large: tuple[Run, np.ndarray], damage: Damage) -
         np.testing.assert_array_equal(read.sel(step=0, pos=3), values[:, :, 3])
     finally:
         file.write_bytes(intact)
-
-
-def test_damaged_probe_set_is_named(make_run, damage: Damage) -> None:
-    run = make_run()
-    file = run.path / "probe_set" / "work" / "c" / "0"
-    damage(file)
-    read = run.dataset("probe_set")
-    with pytest.raises(StoreError) as error:
-        read.work.load()
-    assert_names(error, run, file, "probe_set/work")
-    read.domain.load()
-
-
-def test_damaged_training_is_named(make_run, damage: Damage) -> None:
-    run = make_run()
-    file = run.path / "training" / "train_loss" / "c" / "0"
-    damage(file)
-    with pytest.raises(StoreError) as error:
-        run.dataset("training").load()
-    assert_names(error, run, file, "training/train_loss, step 1")
-
-
-def test_damaged_labels_are_named(make_run, damage: Damage) -> None:
-    run = Run.open(make_run().path)
-    file = run.path / "losses" / "sequence" / "c" / "0"
-    damage(file)
-    with pytest.raises(StoreError) as error:
-        run.dataset("losses")
-    assert_names(error, run, file, "losses/sequence")
 
 
 def test_step_of_nothing_but_missing_values_is_not_taken_for_damage(make_run, observe) -> None:

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,25 @@ from store.run import Run, StoreError
 from store.study import Study
 
 
-@pytest.fixture
-def study(make_run) -> Study:
+def three_runs(make_run) -> Study:
     """Three runs, of which the second lacks step 2 and the third stopped after step 2."""
+    both = ("losses", "routing")
     runs = (
-        make_run("moe-0", seed=0, groups=("losses", "routing", "activations")),
-        make_run("moe-1", seed=1, groups=("losses", "routing"), committed=(0, 1, 4, 8)),
-        make_run("moe-2", seed=2, groups=("losses", "routing"), committed=(0, 1, 2)),
+        make_run("moe-0", seed=0, groups=both),
+        make_run("moe-1", seed=1, groups=both, committed=(0, 1, 4, 8)),
+        make_run("moe-2", seed=2, groups=both, committed=(0, 1, 2)),
     )
     return Study("study", None, runs)
+
+
+@pytest.fixture(scope="module")
+def study(build, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return three_runs(partial(build, tmp_path_factory.mktemp("study")))
+
+
+@pytest.fixture
+def damageable(make_run) -> Study:
+    return three_runs(make_run)
 
 
 def plain(study: Study, group: str) -> xr.Dataset:
@@ -96,13 +107,13 @@ def test_random_selections_of_selections_equal_those_of_memory(study: Study) -> 
         np.testing.assert_array_equal(joined, memory, strict=True)
 
 
-def test_only_the_blocks_asked_for_are_read(study: Study) -> None:
-    loss = study.dataset("losses").loss
-    expected = plain(study, "losses").loss.isel(step=1, run=[0, 2])
-    for run in study.runs:
+def test_only_the_blocks_asked_for_are_read(damageable: Study) -> None:
+    loss = damageable.dataset("losses").loss
+    expected = plain(damageable, "losses").loss.isel(step=1, run=[0, 2])
+    for run in damageable.runs:
         for row in (0, 2, 3, 4):
             chunk(run, row).unlink(missing_ok=True)
-    chunk(study.runs[1], 1).write_bytes(b"noise")
+    chunk(damageable.runs[1], 1).write_bytes(b"noise")
     np.testing.assert_array_equal(loss.isel(step=1, run=[0, 2]).load(), expected)
     with pytest.raises(StoreError, match="run 'moe-1', losses/loss, step 1"):
         loss.isel(step=1).load()
@@ -110,9 +121,9 @@ def test_only_the_blocks_asked_for_are_read(study: Study) -> None:
         loss.isel(run=0).load()
 
 
-def test_looking_at_a_dataset_reads_no_values(study: Study) -> None:
-    joined = study.dataset("losses")
-    for run in study.runs:
+def test_looking_at_a_dataset_reads_no_values(damageable: Study) -> None:
+    joined = damageable.dataset("losses")
+    for run in damageable.runs:
         for row in range(5):
             chunk(run, row).unlink(missing_ok=True)
     for view in (
@@ -150,10 +161,10 @@ def test_a_dataset_can_be_changed_without_touching_the_store(study: Study) -> No
     assert not (study.dataset("losses").loss[0, 0] == 7).any()
 
 
-def test_loaded_values_are_kept(study: Study) -> None:
-    joined = study.dataset("losses")
+def test_loaded_values_are_kept(damageable: Study) -> None:
+    joined = damageable.dataset("losses")
     first = joined.loss.values
-    chunk(study.runs[0], 0).unlink()
+    chunk(damageable.runs[0], 0).unlink()
     np.testing.assert_array_equal(joined.loss.values, first)
 
 

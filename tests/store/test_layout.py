@@ -124,13 +124,13 @@ def create(path: Path, probe_set: xr.Dataset, templates: dict[str, xr.Dataset], 
     return Run.create(path, probe_set, templates, **(settings | other))
 
 
-def test_what_a_killed_creation_left_is_replaced(tmp_path: Path, probe_set, observe) -> None:
-    stale = tmp_path / "run.zarr.partial" / "losses"
-    stale.mkdir(parents=True)
-    (stale / "zarr.json").write_text("{")
-    run = create(tmp_path / "run.zarr", probe_set, observe(0))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.zarr"]
-    assert run.dataset("losses").sizes["step"] == 0
+def test_what_a_killed_creation_left_is_replaced(make_run, probe_set, observe) -> None:
+    path = make_run().path
+    path.rename(path.with_name("dense-0.zarr.partial"))
+    run = create(path, probe_set, observe(0))
+    assert [other.name for other in path.parent.iterdir()] == ["dense-0.zarr"]
+    assert not len(run.committed)
+    assert np.isnan(xr.open_zarr(path, group="losses", chunks=None).loss).all()
 
 
 def test_an_existing_run_is_not_overwritten(make_run, probe_set) -> None:

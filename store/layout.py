@@ -1,0 +1,237 @@
+"""Lays out an empty run on disk: shapes, chunks, codec, labels, and the probe set in full.
+
+Everything that a run will hold has its place before the first step is taken, and is filled a step
+at a time. Appending along `step` would duplicate a step that is written twice; writing to a place
+is idempotent.
+
+One step of one variable is one file, so a crash leaves the old or the new one, never half: a chunk
+where it is small, else a shard of chunks of at most `CHUNK_BYTES`. zstd keeps a checksum of the
+values, so a flipped bit is an error and not a number.
+"""
+
+import json
+import math
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.codecs import ZstdCodec
+
+from store.chunks import StoreError
+from store.conform import OBSERVED, conform, labels_of
+from store.joined import dimension_attrs
+from store.provenance import hash_dataset
+from store.schema import DIMENSIONS, SCHEMA_VERSION, VARIABLES, Variable, variables_of
+
+CHUNK_BYTES = 16 * 2**20
+TRAINING_CHUNK = 4096
+
+
+def lay_out(
+    path: Path,
+    probe_set: xr.Dataset,
+    templates: Mapping[str, xr.Dataset],
+    *,
+    steps: Sequence[int] | np.ndarray,
+    training_steps: int,
+    attrs: Mapping[str, Any],
+    coordinates: Mapping[str, str | int | float],
+) -> None:
+    """Make an empty run, whole or not at all; see `store.run.Run.create`."""
+    if path.suffix != ".zarr":
+        raise StoreError(f"{path} is no name for a run's folder; call it NAME.zarr")
+    if path.exists():
+        raise StoreError(
+            f"{path} already exists; resume it with Run.open, or delete it to start anew"
+        )
+    scheduled = _require_schedule(steps, training_steps)
+    _require_templates(templates, probe_set)
+    root_attrs = _plain({**attrs, "probe_set_hash": hash_dataset(probe_set)}, coordinates)
+    partial = path.with_name(path.name + ".partial")
+    if partial.exists():  # left by a process that was killed right here
+        shutil.rmtree(partial)
+    root = zarr.create_group(partial, zarr_format=3, attributes=root_attrs)
+    _fill(root, probe_set, templates, scheduled, training_steps)
+    _consolidate(partial, ("observation", "training", "probe_set", *templates))
+    partial.rename(path)
+
+
+def require_run(path: Path) -> None:
+    """Check that `lay_out` made a folder, in this version of the schema or an older one.
+
+    Raises
+    ------
+    StoreError
+        If it did not.
+    """
+    if not path.is_dir():
+        raise StoreError(f"no run at {path}; make one with `python -m models.train`")
+    try:
+        metadata = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+        version = int(metadata["attributes"]["schema_version"])
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        raise StoreError(
+            f"{path} holds no run: no schema_version in zarr.json; give a folder made by "
+            "`python -m models.train`"
+        ) from None
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} was made by schema version {version}, this is {SCHEMA_VERSION}: "
+            "upgrade twinlens"
+        )
+
+
+def chunking(
+    shape: tuple[int, ...], itemsize: int
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Chunk and shard of an array that is to be one file.
+
+    Returns
+    -------
+    chunk : the whole shape if it takes at most `CHUNK_BYTES`, else slices along leading dimensions.
+    shard : None for a single chunk, else the shape rounded up to whole chunks.
+    """
+    chunk = list(shape)
+    for axis, size in enumerate(shape):
+        excess = math.prod(chunk) * itemsize / CHUNK_BYTES
+        if excess > 1:
+            chunk[axis] = max(1, math.floor(size / excess))
+    if tuple(chunk) == shape:
+        return shape, None
+    whole = tuple(c * math.ceil(size / c) for c, size in zip(chunk, shape, strict=True))
+    return tuple(chunk), whole
+
+
+def _require_schedule(steps: Sequence[int] | np.ndarray, training_steps: int) -> np.ndarray:
+    scheduled = np.asarray(steps)
+    if (
+        scheduled.ndim != 1
+        or not len(scheduled)
+        or scheduled.dtype.kind not in "iu"
+        or (np.diff(scheduled) <= 0).any()
+        or scheduled[0] < 0
+        or scheduled[-1] > training_steps
+    ):
+        raise ValueError(
+            f"steps {list(steps)} must be ascending integers from 0 to training_steps, "
+            f"{training_steps}"
+        )
+    return scheduled.astype("int64")
+
+
+def _require_templates(templates: Mapping[str, xr.Dataset], probe_set: xr.Dataset) -> None:
+    """Check all that is to be laid out against the schema, and its text against the probe set."""
+    conform(probe_set, "probe_set")
+    probed = labels_of(probe_set, "probe_set")
+    for group, template in templates.items():
+        if group not in OBSERVED:
+            raise ValueError(f"template of {group!r}; probes observe {', '.join(OBSERVED)}")
+        if not conform(template, group):
+            raise ValueError(f"template of {group!r} holds no variable; leave the group out")
+        for dim, labels in labels_of(template, group).items():
+            if dim in ("sequence", "pos") and not np.isin(labels, probed.get(dim, labels)).all():
+                raise ValueError(
+                    f"template of {group!r} has a {dim} that the probe set lacks; label it with "
+                    "those of the probe set"
+                )
+
+
+def _plain(attrs: Mapping[str, Any], coordinates: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of the root as the JSON they will be."""
+    taken = {*DIMENSIONS, *(variable.name for variable in VARIABLES)}
+    if clash := sorted(taken & set(coordinates)):
+        raise ValueError(f"coordinates {clash} are names of the schema; choose others")
+    for name, value in coordinates.items():
+        if not isinstance(value, str | int | float):
+            raise ValueError(f"coordinate {name!r} is {value!r}; give text or a number")
+    everything = {**attrs, "coordinates": dict(coordinates), "schema_version": SCHEMA_VERSION}
+    try:
+        return json.loads(json.dumps(everything, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"attrs and coordinates must be plain JSON: {error}") from None
+
+
+def _fill(
+    root: zarr.Group,
+    probe_set: xr.Dataset,
+    templates: Mapping[str, xr.Dataset],
+    steps: np.ndarray,
+    training_steps: int,
+) -> None:
+    observation = root.create_group("observation")
+    _create_labels(observation, {"step": steps})
+    # One mark a file: a commit is one atomic rename, and a mark that is there is a committed step.
+    _create(observation, variables_of("observation")["committed"], steps.shape, (1,))
+
+    training = root.create_group("training")
+    _create_labels(training, {"step": np.arange(1, training_steps + 1)})
+    for variable in variables_of("training").values():
+        chunks = (max(1, min(training_steps, TRAINING_CHUNK)),)
+        unwritten = _create(training, variable, (training_steps,), chunks)
+        unwritten[:] = variable.fill_value  # from now on, a missing chunk is damage
+
+    static = root.create_group("probe_set")
+    _create_labels(static, labels_of(probe_set, "probe_set"))
+    for name, values in conform(probe_set, "probe_set").items():
+        chunk, shard = chunking(values.shape, values.itemsize)
+        array = _create(static, variables_of("probe_set")[name], values.shape, chunk, shard)
+        array[:] = values
+
+    for group, template in templates.items():
+        observed = root.create_group(group)
+        _create_labels(observed, {"step": steps} | labels_of(template, group))
+        for name, values in conform(template, group).items():
+            chunk, shard = chunking((1, *values.shape), values.itemsize)
+            shape = (len(steps), *values.shape)
+            _create(observed, variables_of(group)[name], shape, chunk, shard)
+
+
+def _create(
+    group: zarr.Group,
+    variable: Variable,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    shards: tuple[int, ...] | None = None,
+) -> zarr.Array[Any]:
+    return group.create_array(
+        variable.name,
+        shape=shape,
+        dtype=str if variable.dtype == "str" else variable.dtype,
+        chunks=chunks,
+        shards=shards,
+        fill_value=variable.fill_value,
+        dimension_names=variable.dims,
+        attributes=dict(variable.attrs),
+        compressors=ZstdCodec(level=1, checksum=True),
+        config={"write_empty_chunks": True},
+    )
+
+
+def _create_labels(group: zarr.Group, labels: Mapping[str, np.ndarray]) -> None:
+    for dim, values in labels.items():
+        array = group.create_array(
+            dim,
+            shape=values.shape,
+            dtype="int64",
+            chunks=values.shape,
+            fill_value=-1,
+            dimension_names=(dim,),
+            attributes=dict(dimension_attrs(dim)),
+            compressors=ZstdCodec(level=1, checksum=True),
+            config={"write_empty_chunks": True},
+        )
+        array[:] = values
+
+
+def _consolidate(path: Path, groups: Sequence[str]) -> None:
+    """Copy the metadata of all arrays into their groups, so that one read opens a run."""
+    with warnings.catch_warnings():
+        # zarr says that Zarr v3 has not standardized this; xarray warns where it is absent.
+        warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
+        for group in ("", *groups):
+            zarr.consolidate_metadata(str(path), path=group)
