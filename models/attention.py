@@ -47,6 +47,8 @@ class Attention(nn.Module):
     `hook_pattern`; otherwise the fused kernel computes the same product without them.
     """
 
+    visible: Bool[Tensor, "head query key"]
+
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.n_heads = cfg.n_heads

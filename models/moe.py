@@ -40,6 +40,8 @@ class Router(nn.Module):
     `hook_out` are logits whose softmax is the distribution before top-k, in float32.
     """
 
+    expert_of_token: Int[Tensor, "d_vocab"]
+
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         assert cfg.router is not None

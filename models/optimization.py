@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import RunConfig, TrainConfig
+from models.config import Precision, RunConfig, TrainConfig
 from models.data import TokenStream, chain_hash
 from models.transformer import Transformer
 
@@ -95,7 +95,7 @@ def learning_rate_factor(step: int, cfg: TrainConfig) -> float:
     return 1 - (1 - cfg.final_lr_fraction) * decay
 
 
-def training_precision(device: torch.device) -> str:
+def training_precision(device: torch.device) -> Precision:
     """ "bfloat16" where the hardware multiplies it natively, else "float32"."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -16,6 +16,7 @@ class TrainingProgress:
         self._n_steps, self._n_runs = cfg.n_steps, n_runs
         self._tokens_per_step = cfg.batch_size * n_ctx
         self._n_started = 0
+        self._first_step: int | None = None
         self._bar = Progress(
             TextColumn("run {task.fields[i]} of {task.fields[n]}  [bold]{task.description}"),
             BarColumn(),
@@ -24,6 +25,7 @@ class TrainingProgress:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
 
     def __enter__(self) -> "TrainingProgress":
@@ -41,7 +43,8 @@ class TrainingProgress:
     def start(self, run_name: str) -> None:
         """A run begins, or goes on from where it was left."""
         self._n_started += 1
-        self._name, self._first_step, self._began = run_name, None, time.perf_counter()
+        self._name, self._began = run_name, time.perf_counter()
+        self._first_step = None
         self._task = self._bar.add_task(
             run_name, total=self._n_steps, i=self._n_started, n=self._n_runs, loss="-", rate="-"
         )

@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args, get_origin
 
 from models.config import DataConfig, ModelConfig, StudyConfig, TrainConfig, require
 
-
 _SECTIONS = {"data": DataConfig, "train": TrainConfig, "model": ModelConfig}
 
 

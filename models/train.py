@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from models.config import PRESETS, StudyConfig, as_json
+from models.config import PRESETS, Precision, StudyConfig, as_json
 from models.data import prepare
 from models.optimization import training_precision
 from models.progress import TrainingProgress
@@ -86,7 +86,7 @@ def settled(folder: Path, study: StudyConfig, device: torch.device) -> StudyConf
     path = folder / "study.json"
     known = json.loads(path.read_text()) if path.exists() else None
     if study.train.precision == "auto":
-        precision = known["train"]["precision"] if known else training_precision(device)
+        precision: Precision = known["train"]["precision"] if known else training_precision(device)
         train = dataclasses.replace(study.train, precision=precision)
         study = dataclasses.replace(study, train=train)
     wanted = json.loads(as_json(study))
@@ -133,13 +133,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     presets = "; ".join(f"{name}: {(make.__doc__ or '').strip()}" for name, make in PRESETS.items())
     parser.add_argument("study", choices=PRESETS, metavar="STUDY", help=presets)
     parser.add_argument("--run", metavar="NAME", help="train only this run")
-    parser.add_argument("--out", type=Path, default=Path("studies"), metavar="DIR",
-                        help="folder of studies (default: studies)")  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=Path("studies"), metavar="DIR",
+        help="folder of studies (default: studies)",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
-                        help="change a setting, as in train.n_steps=100; may be repeated")  # fmt: skip
-    parser.add_argument("--keep-weights", action="store_true",
-                        help="keep the weights of every observation, as safetensors")  # fmt: skip
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+        help="change a setting, as in train.n_steps=100; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep-weights", action="store_true",
+        help="keep the weights of every observation, as safetensors",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     console = Console()
     try:

@@ -1,4 +1,4 @@
-"""What every test shares: a passive thread pool, and models small enough to build in milliseconds."""
+"""What every test shares: idle threads sleep instead of spinning."""
 
 import os
 

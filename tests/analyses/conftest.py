@@ -1,5 +1,7 @@
 """A small study with planted answers, in memory and written by the real store."""
 
+import contextlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import analyses.__main__ as everything
 from store.run import Run
 
 N_DOCUMENTS, SEQUENCES, POSITIONS = 14, 2, 24
@@ -116,9 +119,7 @@ def expert_index(planted: SimpleNamespace) -> xr.DataArray:
 
 
 @pytest.fixture(scope="session")
-def write_study(
-    probe_set: xr.Dataset, planted: SimpleNamespace
-) -> Callable[..., Path]:
+def write_study(probe_set: xr.Dataset, planted: SimpleNamespace) -> Callable[..., Path]:
     """Write runs {name: arm} into a folder; the last step of `unfinished` runs is not committed."""
 
     def write(
@@ -176,3 +177,16 @@ def study_folder(
     """Five runs like the preset `quick`, with three steps each."""
     names = {f"{arm}-seed{seed}": arm for arm, n in ARMS.items() for seed in range(n)}
     return write_study(tmp_path_factory.mktemp("studies") / "small", names)
+
+
+@pytest.fixture(scope="session")
+def reports(study_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """All analyses run on the study by one command: its exit status, output and report folder."""
+    folder = tmp_path_factory.mktemp("reports")
+    arguments = [str(study_folder), "--report", str(folder), "--n-resamples", "19", "--seed", "3"]
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        status = everything.main(arguments)
+    return SimpleNamespace(
+        status=status, folder=folder, output=output.getvalue(), errors=errors.getvalue()
+    )

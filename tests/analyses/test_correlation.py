@@ -77,7 +77,9 @@ def test_a_value_that_is_not_finite_spoils_its_own_row_only(bad: float) -> None:
     r = pearson_r(document_moments(values, labels).sum(axis=0))
     assert np.isnan(r[1]).all()
     assert np.isnan(r[:, 1]).all()
-    np.testing.assert_array_equal(np.delete(np.delete(r, 1, 0), 1, 1), clean[[0, 2, 3]][:, [0, 2, 3]])
+    np.testing.assert_array_equal(
+        np.delete(np.delete(r, 1, 0), 1, 1), clean[[0, 2, 3]][:, [0, 2, 3]]
+    )
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e8])

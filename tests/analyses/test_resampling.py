@@ -70,10 +70,10 @@ def test_one_document_allows_no_interval() -> None:
 def test_interval_covers_the_truth_and_one_over_tokens_does_not() -> None:
     # tokens of a document share an effect: x = a_d + e_t, y likewise, both parts correlated
     rng = np.random.default_rng(0)
-    n_replicates, n_documents, n_tokens = 2000, 20, 10
+    n_replicates, n_documents, n_tokens = 2000, 50, 8
     between, within = (np.linalg.cholesky([[1, r], [r, 1]]) for r in (0.8, 0.4))
-    truth = np.arctanh((0.8 + 0.4) / 2)
-    effects = rng.standard_normal((n_replicates, n_documents, 1, 2)) @ between.T
+    truth = np.arctanh((0.8 * 4 + 0.4) / 5)
+    effects = 2 * rng.standard_normal((n_replicates, n_documents, 1, 2)) @ between.T
     tokens = rng.standard_normal((n_replicates, n_documents, n_tokens, 2)) @ within.T
     values = np.moveaxis((effects + tokens).reshape(n_replicates, -1, 2), -1, 1)
     labels = np.repeat(np.arange(n_documents), n_tokens)

@@ -133,7 +133,7 @@ def test_the_store_holds_the_text_of_every_token_id(finished):
     stored = Run.open(finished / "switch-seed0.zarr").dataset("probe_set")["vocabulary"].values
     tokenizer = Tokenizer.from_file(str(finished / "data/tokenizer.json"))
     assert stored.tolist() == vocabulary(tokenizer)
-    assert "\0" in stored
+    assert "\0" in stored.tolist()
 
 
 def test_training_lowered_the_recorded_losses(finished):

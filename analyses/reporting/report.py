@@ -1,0 +1,200 @@
+"""A report: one question asked of one study, its answer, and all that the answer rests on.
+
+`write` fills a folder with `index.md` (a MyST page), each figure as SVG and PNG, the data of each
+figure as CSV, and `results.json` (the whole result, intervals and draws included).
+"""
+
+import inspect
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from analyses.reporting import figures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_DRAWS = 100_000
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under column names; numbers are formatted already."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and what is drawn in it.
+
+    Attributes
+    ----------
+    name : of its files.
+    title, caption : what it shows.
+    figure : the picture.
+    data : the numbers in it, as one or more tables by file name.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: "Figure"
+    data: Mapping[str, xr.Dataset]
+
+
+class Definition(NamedTuple):
+    """What a module docstring says of its analysis.
+
+    Attributes
+    ----------
+    question : its first line.
+    body : its paragraphs, without the command; an indented one is a formula.
+    references : its numbered references, without their numbers.
+    """
+
+    question: str
+    body: tuple[str, ...]
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """An analysis of a study, ready to be shown, written or sent.
+
+    Attributes
+    ----------
+    analysis, study : names; the report stands in `<study>/<analysis>/`.
+    definition : question, mathematics and references, from the module docstring.
+    finding : the answer in a sentence or two, with intervals and n.
+    tables, drawings : in the order of reading.
+    reading : how to read the figures.
+    caveats : what the numbers do not say.
+    result : everything computed, draws included.
+    command : the command that makes this report again.
+    provenance : where the numbers come from, as name and value.
+    """
+
+    analysis: str
+    study: str
+    definition: Definition
+    finding: str
+    tables: tuple[Table, ...]
+    drawings: tuple[Drawing, ...]
+    reading: str
+    caveats: tuple[str, ...]
+    result: xr.Dataset
+    command: str
+    provenance: Mapping[str, Any]
+
+
+def definition_of(docstring: str) -> Definition:
+    """Question, paragraphs and references of a module docstring in numpydoc form."""
+    text = inspect.cleandoc(docstring)
+    text, _, listed = text.partition("\nReferences\n----------\n")
+    question, *body = re.split(r"\n\s*\n", text.strip())
+    references = re.split(r"^\.\. \[\d+\] ", listed, flags=re.MULTILINE)[1:]
+    return Definition(
+        " ".join(question.split()),
+        tuple(part.rstrip() for part in body if not part.lstrip().startswith("python -m ")),
+        tuple(" ".join(reference.split()) for reference in references),
+    )
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Write the report into `folder` and return the path of its page.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be made or written to.
+    """
+    from analyses.reporting.page import page
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for drawing in report.drawings:
+        for suffix in ("svg", "png"):
+            picture = figures.rendered(drawing.figure, suffix=suffix)
+            (folder / f"{drawing.name}.{suffix}").write_bytes(picture)
+        for name, data in drawing.data.items():
+            _write_text(folder / f"{name}.csv", as_csv(data))
+    _write_text(folder / "results.json", as_json(report))
+    index = folder / "index.md"
+    _write_text(index, page(report))
+    return index
+
+
+def as_csv(data: xr.Dataset) -> str:
+    """One row for each combination of the dimensions, one column a variable; missing is empty.
+
+    The ends of an interval are two columns, `x_lower` and `x_upper`.
+    """
+    columns = {}
+    for name, variable in data.data_vars.items():
+        if "ci_bound" in variable.dims:
+            for bound in ("lower", "upper"):
+                columns[f"{name}_{bound}"] = variable.sel(ci_bound=bound, drop=True)
+        else:
+            columns[str(name)] = variable
+    return xr.Dataset(columns).to_dataframe().reset_index().to_csv(index=False, lineterminator="\n")
+
+
+def as_json(report: Report) -> str:
+    """The result as strict JSON, in the layout of `xarray.Dataset.from_dict`; missing is null.
+
+    Numbers carry eight significant digits. Variables of more than 100,000 elements (draws of a
+    large study) are named under `left_out` instead.
+    """
+    names = list(report.result.variables)
+    large = [str(name) for name in names if report.result[name].size > _MOST_DRAWS]
+    result = report.result.drop_vars(large)
+    document = {
+        "analysis": report.analysis,
+        "study": report.study,
+        "question": report.definition.question,
+        "finding": report.finding,
+        "command": report.command,
+        "provenance": {key: _plain(value) for key, value in report.provenance.items()},
+        "left_out": large,
+        "attrs": {key: _plain(value) for key, value in result.attrs.items()},
+        "dims": dict(result.sizes),
+        "coords": {str(name): _variable(result[name]) for name in result.coords},
+        "data_vars": {str(name): _variable(result[name]) for name in result.data_vars},
+    }
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def _variable(variable: xr.DataArray) -> dict[str, Any]:
+    return {
+        "dims": list(variable.dims),
+        "attrs": {key: _plain(value) for key, value in variable.attrs.items()},
+        "data": _plain(variable.values),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A value of numpy, or of an attribute, as JSON knows it."""
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return float(f"{value:.8g}") if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
