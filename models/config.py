@@ -152,6 +152,8 @@ class TrainConfig:
         weight of the balancing loss.
     precision : of training; "auto" is bfloat16 where the hardware multiplies it natively and
         float32 elsewhere. Observation is always float32.
+    threads : of one run on a CPU; None is all. One lets runs train side by side, and makes what
+        they compute independent of the number of cores.
     observe_every : observe at steps 0, 1, 2, 4, ... 512, at multiples of this, and at the last.
     activation_sites, activation_documents : residual-stream sites to store, and for how many
         documents of the probe set.
@@ -166,6 +168,7 @@ class TrainConfig:
     gradient_clip: float = 0.9
     balance_weight: float = 0.0625
     precision: Precision = "auto"
+    threads: int | None = None
     observe_every: int = 50
     activation_sites: tuple[str, ...] = ("resid_post",)
     activation_documents: int = 8
@@ -239,10 +242,10 @@ def quick() -> StudyConfig:
     return _cohort(
         "quick",
         DataConfig(),
-        TrainConfig(n_steps=450),
+        TrainConfig(n_steps=450, threads=1),
         n_layers=4,
         n_heads=8,
-        arms={"dense": (104, (0, 1)), "dense_112": (112, (0,)), "switch": (96, (0, 1))},
+        arms={"dense": (104, (0, 1)), "dense_112": (112, (0,)), "switch": (104, (0, 1))},
     )
 
 
@@ -252,15 +255,15 @@ def seeds() -> StudyConfig:
     return _cohort(
         "seeds",
         DataConfig(),
-        TrainConfig(n_steps=450),
+        TrainConfig(n_steps=450, threads=1),
         n_layers=4,
         n_heads=8,
         arms={
             "dense": (104, four),
             "dense_112": (112, (0, 1)),
-            "switch": (96, four),
-            "ungated": (96, four),
-            "hash": (96, four),
+            "switch": (104, four),
+            "ungated": (112, four),
+            "hash": (72, four),
         },
     )
 

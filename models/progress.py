@@ -1,22 +1,38 @@
 """What a person sees while a study trains: run i of n, step, loss, tokens a second, time left."""
 
 import time
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from models.config import TrainConfig
 
 
+@dataclass
+class _Clock:
+    """Bar of a run in training, and the step and time of its first report."""
+
+    task: TaskID
+    step: int | None = None
+    began: float = 0.0
+
+
 class TrainingProgress:
-    """A live bar for the run in training, and a line for each run that ended."""
+    """A live bar for each run in training, and a line for each run that ended."""
 
     def __init__(self, console: Console, cfg: TrainConfig, *, n_ctx: int, n_runs: int) -> None:
         self._n_steps, self._n_runs = cfg.n_steps, n_runs
         self._tokens_per_step = cfg.batch_size * n_ctx
-        self._n_started = 0
-        self._first_step: int | None = None
+        self._clocks: dict[str, _Clock] = {}
         self._bar = Progress(
             TextColumn("run {task.fields[i]} of {task.fields[n]}  [bold]{task.description}"),
             BarColumn(),
@@ -40,35 +56,36 @@ class TrainingProgress:
     ) -> None:
         self._bar.stop()
 
-    def start(self, run_name: str) -> None:
+    def start(self, run: str) -> None:
         """A run begins, or goes on from where it was left."""
-        self._n_started += 1
-        self._name, self._began = run_name, time.perf_counter()
-        self._first_step = None
-        self._task = self._bar.add_task(
-            run_name, total=self._n_steps, i=self._n_started, n=self._n_runs, loss="-", rate="-"
-        )
+        i = len(self._clocks) + 1
+        task = self._bar.add_task(run, total=self._n_steps, i=i, n=self._n_runs, loss="-", rate="-")
+        self._clocks[run] = _Clock(task)
 
-    def update(self, step: int, loss: float) -> None:
-        """The run has taken `step` steps; `loss` is that of the last batch, in nats."""
-        if self._first_step is None:
-            self._first_step, self._began = step, time.perf_counter()
-        self._bar.update(self._task, completed=step, loss=f"{loss:.3f}", rate=self._rate(step))
+    def update(self, run: str, step: int, loss: float) -> None:
+        """The run has taken `step` steps; `loss` is that of its last batch, in nats."""
+        clock = self._clocks[run]
+        if clock.step is None:
+            clock.step, clock.began = step, time.perf_counter()
+        rate = self._rate(clock, step)
+        self._bar.update(clock.task, completed=step, loss=f"{loss:.3f}", rate=rate)
 
-    def end(self, outcome: str) -> None:
-        """The run has ended; say how, and how long it took if it trained at all."""
-        if self._first_step is not None:
-            seconds = time.perf_counter() - self._began
-            outcome += f", {seconds:.0f} s, {self._rate(self._n_steps)} tokens/s"
+    def end(self, run: str, loss: float) -> None:
+        """The run has ended, at `loss` nats on the probe set; say how long it took."""
+        clock = self._clocks[run]
+        if clock.step is None:
+            took = "already finished"
         else:
-            outcome += ", already finished"
-        self._bar.remove_task(self._task)
+            seconds = time.perf_counter() - clock.began
+            took = f"{seconds:.0f} s, {self._rate(clock, self._n_steps)} tokens/s"
+        self._bar.remove_task(clock.task)
         self._bar.console.print(
-            f"{self._name}: {self._n_steps} steps, {outcome}", highlight=False, soft_wrap=True
+            f"{run}: {self._n_steps:,} steps, loss {loss:.3f} nats on the probe set, {took}",
+            highlight=False,
+            soft_wrap=True,
         )
 
-    def _rate(self, step: int) -> str:
-        assert self._first_step is not None
-        seconds = time.perf_counter() - self._began
-        n_tokens = (step - self._first_step) * self._tokens_per_step
-        return f"{n_tokens / seconds:,.0f}" if n_tokens else "-"
+    def _rate(self, clock: _Clock, step: int) -> str:
+        assert clock.step is not None
+        n_tokens = (step - clock.step) * self._tokens_per_step
+        return f"{n_tokens / (time.perf_counter() - clock.began):,.0f}" if n_tokens else "-"

@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch is 
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -30,7 +31,8 @@ from models.data import prepare
 from models.optimization import training_precision
 from models.progress import TrainingProgress
 from models.settings import override
-from models.training import Training, replace_file
+from models.side_by_side import train_side_by_side
+from models.training import Job, replace_file, train_run
 
 
 def train_study(
@@ -39,6 +41,7 @@ def train_study(
     *,
     run_name: str | None = None,
     device: torch.device,
+    n_workers: int | None = None,
     keep_weights: bool = False,
     console: Console,
 ) -> Path:
@@ -60,17 +63,29 @@ def train_study(
     study = settled(folder, study, device)
     n_sequences = study.train.n_steps * study.train.batch_size
     with console.status("preparing the text") as status:
-        data = prepare(study.data, folder / "data", n_sequences=n_sequences, progress=status.update)
+        prepare(study.data, folder / "data", n_sequences=n_sequences, progress=status.update)
     if not (folder / "study.json").exists():
         replace_file(folder / "study.json", lambda partial: partial.write_text(as_json(study)))
+
+    jobs = [Job(folder, study, run, str(device), keep_weights) for run in runs]
+    n_workers = n_workers or default_workers(study, device)
+    n_workers = min(n_workers, sum(not job.finished for job in jobs))
     with TrainingProgress(console, study.train, n_ctx=study.data.n_ctx, n_runs=len(runs)) as shown:
-        for run in runs:
-            shown.start(run.name)
-            training = Training(folder, study, run, data, device=device, keep_weights=keep_weights)
-            store = training.finish(shown.update)
-            loss = float(store.dataset("losses")["loss"].isel(step=-1).mean())
-            shown.end(f"loss {loss:.3f} nats on the probe set")
+        if n_workers > 1:
+            train_side_by_side(jobs, shown, n_workers=n_workers)
+            return folder
+        for job in jobs:
+            shown.start(job.run.name)
+            loss = train_run(job, functools.partial(shown.update, job.run.name))
+            shown.end(job.run.name, loss)
     return folder
+
+
+def default_workers(study: StudyConfig, device: torch.device) -> int:
+    """Runs at a time: as many as have a core for each of their threads; one on a GPU."""
+    if device.type != "cpu" or study.train.threads is None:
+        return 1
+    return max(1, torch.get_num_threads() // study.train.threads)
 
 
 def settled(folder: Path, study: StudyConfig, device: torch.device) -> StudyConfig:
@@ -137,6 +152,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path("studies"), metavar="DIR",
         help="folder of studies (default: studies)",
     )  # fmt: skip
+    parser.add_argument(
+        "--jobs", type=int, metavar="N",
+        help="runs trained at a time (default: as many as the cores allow for train.threads)",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
@@ -147,6 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="keep the weights of every observation, as safetensors",
     )  # fmt: skip
     args = parser.parse_args(argv)
+    if args.jobs is not None and args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: give 1 or more")
     console = Console()
     try:
         folder = train_study(
@@ -154,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.out,
             run_name=args.run,
             device=_device(args.device),
+            n_workers=args.jobs,
             keep_weights=args.keep_weights,
             console=console,
         )

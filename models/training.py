@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.config import RunConfig, StudyConfig, as_json
-from models.data import PreparedData, TokenStream
+from models.data import PreparedData, TokenStream, prepare
 from models.optimization import Trainer
 from models.probe_set import ProbeSet
 from models.transformer import n_active_parameters, n_parameters
@@ -32,44 +33,75 @@ from store.run import Run
 from store.schema import variables_of
 
 
-class Training:
-    """One run being trained and watched; `finish` takes it from wherever it stands to its end.
+@dataclass(frozen=True)
+class Job:
+    """A run to be trained, as plain values that can be sent to another process.
 
-    Parameters
+    Attributes
     ----------
-    folder : the study's folder.
-    study : the study, with its precision resolved.
+    folder : the study's folder, with its text prepared.
+    study : the study, with its precision settled.
     run : the run to train.
-    data : its prepared text.
-    device : where to train.
+    device : where to train, as torch names it.
     keep_weights : whether to keep the weights of every observation as safetensors.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        study: StudyConfig,
-        run: RunConfig,
-        data: PreparedData,
-        *,
-        device: torch.device,
-        keep_weights: bool = False,
-    ) -> None:
-        self.study, self.run, self.data = study, run, data
-        self.device, self.keep_weights = device, keep_weights
-        self.store_path = folder / f"{run.name}.zarr"
-        self.resume_path = folder / f"{run.name}.resume.pt"
-        self.weights_path = folder / f"{run.name}.weights"
-        cfg = study.data
+    folder: Path
+    study: StudyConfig
+    run: RunConfig
+    device: str
+    keep_weights: bool
+
+    @property
+    def store_path(self) -> Path:
+        return self.folder / f"{self.run.name}.zarr"
+
+    @property
+    def finished(self) -> bool:
+        """Whether every observation of the run is committed."""
+        return self.store_path.exists() and Run.open(self.store_path).finished
+
+
+def train_run(job: Job, progress: Callable[[int, float], None]) -> float:
+    """Train one run from wherever it stands to its end; return its last mean loss, in nats.
+
+    Parameters
+    ----------
+    progress : hears the step and the batch's loss now and then.
+
+    Raises
+    ------
+    ValueError
+        If the loss stops being a number, or the folder is not the job's.
+    OSError
+        If something cannot be written; what is committed stays readable.
+    """
+    cfg = job.study.train
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    n_sequences = cfg.n_steps * cfg.batch_size
+    data = prepare(job.study.data, job.folder / "data", n_sequences=n_sequences)
+    store = Training(job, data).finish(progress)
+    return float(store.dataset("losses")["loss"].isel(step=-1).mean())
+
+
+class Training:
+    """One run being trained and watched, of a study whose text is prepared."""
+
+    def __init__(self, job: Job, data: PreparedData) -> None:
+        self.job, self.study, self.run, self.data = job, job.study, job.run, data
+        self.resume_path = job.folder / f"{job.run.name}.resume.pt"
+        self.weights_path = job.folder / f"{job.run.name}.weights"
         stream = TokenStream(
             data.tokens,
-            n_ctx=cfg.n_ctx,
-            batch_size=study.train.batch_size,
-            order_seed=cfg.order_seed,
-            max_epochs=cfg.max_epochs,
+            n_ctx=job.study.data.n_ctx,
+            batch_size=job.study.train.batch_size,
+            order_seed=job.study.data.order_seed,
+            max_epochs=job.study.data.max_epochs,
         )
-        self.trainer = Trainer(run, study.train, stream, device=device)
-        self.probes = _probes(study, run, data.probe_set)
+        device = torch.device(job.device)
+        self.trainer = Trainer(job.run, job.study.train, stream, device=device)
+        self.probes = _probes(job.study, job.run, data.probe_set)
         self._recorded: list[dict[str, Tensor | float | int]] = []
 
     def finish(self, progress: Callable[[int, float], None]) -> Run:
@@ -102,10 +134,10 @@ class Training:
 
     def _open(self) -> Run:
         """The run's store, and the trainer where it left off."""
-        if not self.store_path.exists():
+        if not self.job.store_path.exists():
             self.resume_path.unlink(missing_ok=True)  # of a store that was removed
             return Run.create(
-                self.store_path,
+                self.job.store_path,
                 _probe_set_dataset(self.data.probe_set),
                 self._seen(),
                 steps=self.study.train.observation_steps,
@@ -113,9 +145,9 @@ class Training:
                 attrs=self._attrs(),
                 coordinates=_coordinates(self.study, self.run),
             )
-        store = Run.open(self.store_path)
+        store = Run.open(self.job.store_path)
         if self.resume_path.exists():
-            state = torch.load(self.resume_path, map_location=self.device, weights_only=True)
+            state = torch.load(self.resume_path, map_location=self.job.device, weights_only=True)
             self.trainer.restore(state)
         return store
 
@@ -124,7 +156,7 @@ class Training:
         store.write(step, self._seen())
         if self._recorded:
             store.write_training(self._training_rows())
-        if self.keep_weights:
+        if self.job.keep_weights:
             self._save_weights(step)
         if step < self.study.train.n_steps:
             replace_file(self.resume_path, lambda path: torch.save(self.trainer.state(), path))
@@ -163,7 +195,7 @@ class Training:
         return {
             "study": self.study.name,
             "config": json.loads(as_json(config)),
-            "device": str(self.device),
+            "device": self.job.device,
             **self.data.attrs,
             **provenance(),
         }
