@@ -242,7 +242,7 @@ def quick() -> StudyConfig:
     return _cohort(
         "quick",
         DataConfig(),
-        TrainConfig(n_steps=450, threads=1),
+        TrainConfig(n_steps=400, threads=1),
         n_layers=4,
         n_heads=8,
         arms={"dense": (104, (0, 1)), "dense_112": (112, (0,)), "switch": (104, (0, 1))},
@@ -255,7 +255,7 @@ def seeds() -> StudyConfig:
     return _cohort(
         "seeds",
         DataConfig(),
-        TrainConfig(n_steps=450, threads=1),
+        TrainConfig(n_steps=400, threads=1),
         n_layers=4,
         n_heads=8,
         arms={
