@@ -11,6 +11,7 @@ References
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -198,6 +199,16 @@ class RunConfig:
     @property
     def name(self) -> str:
         return f"{self.arm}-seed{self.seed}"
+
+    @property
+    def random_seed(self) -> int:
+        """What all randomness of the run starts from, a hash of arm and seed.
+
+        Seed 0 of one arm must share no random number with seed 0 of another: two arms of one width
+        would start from the same embedding, and their losses agree for that reason.
+        """
+        digest = hashlib.sha256(f"{self.arm} {self.seed}".encode()).digest()
+        return int.from_bytes(digest[:7], "big")
 
 
 @dataclass(frozen=True)

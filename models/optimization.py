@@ -33,10 +33,10 @@ class Trainer:
     def __init__(
         self, run: RunConfig, cfg: TrainConfig, stream: TokenStream, *, device: torch.device
     ) -> None:
-        self.cfg, self.seed, self.stream, self.device = cfg, run.seed, stream, device
+        self.cfg, self.run, self.stream, self.device = cfg, run, stream, device
         self.step = 0
         self.stream_hash = b""
-        self.model = Transformer(run.model, seed=run.seed).to(device)
+        self.model = Transformer(run.model, seed=run.random_seed).to(device)
         groups = self.model.parameter_groups(cfg.learning_rate)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=cfg.weight_decay, fused=True)
         self._base_rates = [group["lr"] for group in groups]
@@ -49,7 +49,7 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * learning_rate_factor(self.step, self.cfg)
 
-        torch.manual_seed(_noise_seed(self.seed, self.step))
+        torch.manual_seed(_noise_seed(self.run, self.step))
         self.model.train()
         bf16 = self.cfg.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -105,5 +105,5 @@ def training_precision(device: torch.device) -> Precision:
     return "bfloat16" if native else "float32"
 
 
-def _noise_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+def _noise_seed(run: RunConfig, step: int) -> int:
+    return int(np.random.SeedSequence([run.random_seed, step]).generate_state(1)[0])

@@ -15,17 +15,29 @@ a booted Pythia or OLMoE alike::
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens import HookedRootModule
+from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from models.attention import Attention
 from models.config import ModelConfig
 from models.moe import MoE
+
+
+class Norm(nn.LayerNorm):
+    """Layer normalization whose output is watched."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg.d_model)
+        self.hook_out = HookPoint()  # [batch, pos, d_model]
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        return self.hook_out(super().forward(x))
 
 
 class Embed(nn.Module):
@@ -62,10 +74,10 @@ class Block(nn.Module):
 
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.ln1 = nn.LayerNorm(cfg.d_model)
+        self.ln1 = Norm(cfg)
         self.attn = Attention(cfg)
-        self.ln1_post = nn.LayerNorm(cfg.d_model)
-        self.ln2 = nn.LayerNorm(cfg.d_model)
+        self.ln1_post = Norm(cfg)
+        self.ln2 = Norm(cfg)
         self.mlp: MLP | MoE = MoE(cfg) if layer in cfg.moe_layers else MLP(cfg)
         self.hook_resid_pre = HookPoint()  # [batch, pos, d_model], and so are all below
         self.hook_attn_out = HookPoint()
@@ -112,16 +124,23 @@ class Transformer(HookedRootModule):
             torch.manual_seed(seed)
             self.embed = Embed(cfg)
             self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
-            self.ln_final = nn.LayerNorm(cfg.d_model)
+            self.ln_final = Norm(cfg)
             self.unembed = Unembed(cfg)
+        self.hook_embed = HookPoint()  # [batch, pos, d_model]
         self.setup()
 
     def forward(self, token: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of the next token at every position."""
-        x = self.embed(token)
+        x = self.hook_embed(self.embed(token))
         for block in self.blocks:
             x = block(x, token)
         return self.unembed(self.ln_final(x))
+
+    def run_with_cache(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ActivationCache]:
+        """Logits, and every hooked activation; arguments as in TransformerLens."""
+        logits, cache = super().run_with_cache(*args, **kwargs)
+        has_batch_dim = not kwargs.get("remove_batch_dim", False)
+        return logits, ActivationCache(cache, self, has_batch_dim=has_batch_dim)
 
     @property
     def balance_loss(self) -> Tensor:

@@ -7,7 +7,12 @@ import torch
 
 from models.config import ModelConfig, RunConfig, TrainConfig
 from models.data import TokenStream, chain_hash
-from models.optimization import Trainer, learning_rate_factor, training_precision
+from models.optimization import (
+    Trainer,
+    _noise_seed,
+    learning_rate_factor,
+    training_precision,
+)
 
 CFG = TrainConfig(n_steps=20, batch_size=4, learning_rate=1e-2, warmup_steps=5)
 DENSE = ModelConfig(d_model=16, n_layers=2, n_heads=2, n_ctx=8, d_vocab=300)
@@ -21,9 +26,9 @@ def stream() -> TokenStream:
     return TokenStream(tokens, n_ctx=8, batch_size=4, order_seed=0, max_epochs=1)
 
 
-def trainer(model: ModelConfig = SWITCH, seed: int = 0, **changes) -> Trainer:
+def trainer(model: ModelConfig = SWITCH, seed: int = 0, arm: str = "arm", **changes) -> Trainer:
     cfg = dataclasses.replace(CFG, precision="float32", **changes)
-    return Trainer(RunConfig("arm", seed, model), cfg, stream(), device=CPU)
+    return Trainer(RunConfig(arm, seed, model), cfg, stream(), device=CPU)
 
 
 def test_learning_rate_rises_over_the_warmup_and_falls_to_its_fraction_at_the_last_step():
@@ -40,8 +45,7 @@ def test_one_step_is_adamw_on_cross_entropy_and_balancing_loss():
     optimizer = torch.optim.AdamW(expected.parameters(), lr=1e-2 / 5, weight_decay=0.1)
     tokens = torch.from_numpy(stream().batch(0))
     row = ours.advance()
-    seed = int(np.random.SeedSequence([0, 0]).generate_state(1)[0])
-    torch.manual_seed(seed)
+    torch.manual_seed(_noise_seed(ours.run, 0))
     log_prob = expected.train()(tokens[:, :-1]).log_softmax(-1)
     loss = -log_prob.gather(-1, tokens[:, 1:, None]).mean()
     (loss + 0.5 * expected.balance_loss).backward()
@@ -93,6 +97,22 @@ def test_the_seed_changes_initialization_and_router_noise():
     losses = [float(run.advance()["train_loss"]) for run in (one, other)]
     assert losses[0] != losses[1]  # same weights, same batch: only the noise differs
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_arms_that_share_a_seed_share_no_random_number():
+    one, other = trainer(DENSE, arm="dense").model, trainer(SWITCH, arm="switch").model
+    shared = dict(other.named_parameters())
+    random = [
+        (p.detach().flatten(), shared[name].detach().flatten())
+        for name, p in one.named_parameters()
+        if name in shared and "ln" not in name
+    ]
+    assert len(random) > 10
+    a, b = (torch.cat(parts) for parts in zip(*random, strict=True))
+    assert not bool((a == b).any())
+    assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 0.03
+    noise = {_noise_seed(RunConfig(arm, 0, SWITCH), 0) for arm in ("switch", "ungated")}
+    assert len(noise) == 2
 
 
 def test_bfloat16_training_stays_close_to_float32():

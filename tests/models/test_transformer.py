@@ -93,8 +93,10 @@ def test_cache_and_hooks_work_as_a_transformer_lens_user_expects():
         cache["blocks.1.hook_resid_post"],
         cache["blocks.1.hook_resid_mid"] + cache["blocks.1.hook_mlp_out"],
     )
+    torch.testing.assert_close(cache["resid_post", 1], cache["blocks.1.hook_resid_post"])
     shapes = {
-        "embed.hook_out": (3, 8, 16),
+        "hook_embed": (3, 8, 16),
+        "blocks.0.ln2.hook_out": (3, 8, 16),
         "blocks.0.hook_attn_out": (3, 8, 16),
         "blocks.0.attn.hook_q": (3, 8, 2, 8),
         "blocks.0.attn.hook_pattern": (3, 2, 8, 8),

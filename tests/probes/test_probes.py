@@ -41,6 +41,13 @@ def test_every_instrument_fulfils_the_protocol():
     assert all(isinstance(probe, Probe) for probe in all_probes(text(64)[1]))
 
 
+def test_our_models_carry_the_hook_names_of_the_bridge(switch, olmoe):
+    ours = {name for name in switch.hook_dict if "blocks.2." not in name}  # olmoe has two blocks
+    extra = {name for name in ours if "ln1_post" in name}  # a norm that olmoe does not have
+    assert len(ours) > 40
+    assert ours - extra <= set(olmoe.hook_dict)
+
+
 def test_recorded_loss_equals_an_independent_cross_entropy(model, d_vocab):
     token, target = text(d_vocab)
     loss = observe(model, token, [LossProbe(target)], batch_size=3)["losses"]["loss"]
