@@ -256,7 +256,7 @@ def quick() -> StudyConfig:
         TrainConfig(n_steps=400, threads=1),
         n_layers=4,
         n_heads=8,
-        arms={"dense": (104, (0, 1)), "dense_112": (112, (0,)), "switch": (104, (0, 1))},
+        arms={"dense": (112, (0, 1)), "dense_120": (120, (0,)), "switch": (104, (0, 1))},
     )
 
 
@@ -270,11 +270,11 @@ def seeds() -> StudyConfig:
         n_layers=4,
         n_heads=8,
         arms={
-            "dense": (104, four),
-            "dense_112": (112, (0, 1)),
+            "dense": (112, four),
+            "dense_120": (120, (0, 1)),
             "switch": (104, four),
             "ungated": (112, four),
-            "hash": (72, four),
+            "hash": (80, four),
         },
     )
 

@@ -68,6 +68,13 @@ def train_study(
         replace_file(folder / "study.json", lambda partial: partial.write_text(as_json(study)))
 
     jobs = [Job(folder, study, run, str(device), keep_weights) for run in runs]
+    for job in jobs:
+        if keep_weights and job.finished and not job.weights_path.exists():
+            console.print(
+                f"{job.run.name} finished without keeping weights, so --keep-weights does nothing; "
+                f"remove {job.store_path} to train it again",
+                style="yellow",
+            )
     n_workers = n_workers or default_workers(study, device)
     n_workers = min(n_workers, sum(not job.finished for job in jobs))
     with TrainingProgress(console, study.train, n_ctx=study.data.n_ctx, n_runs=len(runs)) as shown:

@@ -57,6 +57,14 @@ class Job:
         return self.folder / f"{self.run.name}.zarr"
 
     @property
+    def resume_path(self) -> Path:
+        return self.folder / f"{self.run.name}.resume.pt"
+
+    @property
+    def weights_path(self) -> Path:
+        return self.folder / f"{self.run.name}.weights"
+
+    @property
     def finished(self) -> bool:
         """Whether every observation of the run is committed."""
         return self.store_path.exists() and Run.open(self.store_path).finished
@@ -90,8 +98,6 @@ class Training:
 
     def __init__(self, job: Job, data: PreparedData) -> None:
         self.job, self.study, self.run, self.data = job, job.study, job.run, data
-        self.resume_path = job.folder / f"{job.run.name}.resume.pt"
-        self.weights_path = job.folder / f"{job.run.name}.weights"
         stream = TokenStream(
             data.tokens,
             n_ctx=job.study.data.n_ctx,
@@ -99,8 +105,7 @@ class Training:
             order_seed=job.study.data.order_seed,
             max_epochs=job.study.data.max_epochs,
         )
-        device = torch.device(job.device)
-        self.trainer = Trainer(job.run, job.study.train, stream, device=device)
+        self.trainer = Trainer(job.run, job.study.train, stream, device=torch.device(job.device))
         self.probes = _probes(job.study, job.run, data.probe_set)
         self._recorded: list[dict[str, Tensor | float | int]] = []
 
@@ -117,7 +122,7 @@ class Training:
         store = self._open()
         if not store.finished:
             self._train(store, progress)
-        self.resume_path.unlink(missing_ok=True)
+        self.job.resume_path.unlink(missing_ok=True)
         return store
 
     def _train(self, store: Run, progress: Callable[[int, float], None]) -> None:
@@ -135,7 +140,7 @@ class Training:
     def _open(self) -> Run:
         """The run's store, and the trainer where it left off."""
         if not self.job.store_path.exists():
-            self.resume_path.unlink(missing_ok=True)  # of a store that was removed
+            self.job.resume_path.unlink(missing_ok=True)  # of a store that was removed
             return Run.create(
                 self.job.store_path,
                 _probe_set_dataset(self.data.probe_set),
@@ -146,8 +151,10 @@ class Training:
                 coordinates=_coordinates(self.study, self.run),
             )
         store = Run.open(self.job.store_path)
-        if self.resume_path.exists():
-            state = torch.load(self.resume_path, map_location=self.job.device, weights_only=True)
+        if self.job.resume_path.exists():
+            state = torch.load(
+                self.job.resume_path, map_location=self.job.device, weights_only=True
+            )
             self.trainer.restore(state)
         return store
 
@@ -159,7 +166,7 @@ class Training:
         if self.job.keep_weights:
             self._save_weights(step)
         if step < self.study.train.n_steps:
-            replace_file(self.resume_path, lambda path: torch.save(self.trainer.state(), path))
+            replace_file(self.job.resume_path, lambda path: torch.save(self.trainer.state(), path))
         store.commit(step)
         self._recorded.clear()
 
@@ -183,10 +190,10 @@ class Training:
         return rows
 
     def _save_weights(self, step: int) -> None:
-        self.weights_path.mkdir(exist_ok=True)
+        self.job.weights_path.mkdir(exist_ok=True)
         weights = {k: v.contiguous() for k, v in self.trainer.model.state_dict().items()}
         replace_file(
-            self.weights_path / f"step_{step:08d}.safetensors",
+            self.job.weights_path / f"step_{step:08d}.safetensors",
             lambda path: save_file(weights, path, metadata={"step": str(step)}),
         )
 

@@ -58,6 +58,7 @@ class Variable:
 
 
 _NAN = float("nan")
+_STEP = ("step",)
 _TOKENS = ("sequence", "pos")
 _SITES = {
     "resid_pre": "residual stream before the block",
@@ -67,131 +68,50 @@ _SITES = {
     "mlp_out": "what the MLP or the experts add to the residual stream",
 }
 
+# fmt: off
 VARIABLES: tuple[Variable, ...] = (
-    Variable(
-        "committed",
-        "observation",
-        ("step",),
-        "bool",
-        "1",
-        "whether everything observed at this step is on disk",
-        False,
-    ),
+    Variable("committed", "observation", _STEP, "bool", "1",
+             "whether everything observed at this step is on disk", False),
+
     Variable("token", "probe_set", _TOKENS, "int32", "1", "token id", -1),
     Variable("target", "probe_set", _TOKENS, "int32", "1", "token id to be predicted", -1),
-    Variable(
-        "document",
-        "probe_set",
-        ("sequence",),
-        "str",
-        "1",
-        "document, the unit that statistics resample",
-        "",
-    ),
-    Variable(
-        "work", "probe_set", ("sequence",), "str", "1", "work the document is a passage of", ""
-    ),
+    Variable("document", "probe_set", ("sequence",), "str", "1",
+             "document, the unit that statistics resample", ""),
+    Variable("work", "probe_set", ("sequence",), "str", "1",
+             "work the document is a passage of", ""),
     Variable("domain", "probe_set", ("sequence",), "str", "1", "domain of the document", ""),
-    Variable(
-        "ngram_surprisal",
-        "probe_set",
-        ("order", *_TOKENS),
-        "float32",
-        "nat",
-        "surprisal under a Kneser-Ney n-gram model of the training tokens",
-        _NAN,
-    ),
+    Variable("ngram_surprisal", "probe_set", ("order", *_TOKENS), "float32", "nat",
+             "surprisal under a Kneser-Ney n-gram model of the training tokens", _NAN),
     Variable("vocabulary", "probe_set", ("d_vocab",), "str", "1", "text of the token id", ""),
-    Variable(
-        "token_frequency",
-        "probe_set",
-        ("d_vocab",),
-        "int64",
-        "1",
-        "occurrences in the training tokens",
-        -1,
-    ),
-    Variable(
-        "train_loss",
-        "training",
-        ("step",),
-        "float32",
-        "nat",
-        "mean cross-entropy of the batch",
-        _NAN,
-    ),
-    Variable(
-        "balance_loss",
-        "training",
-        ("step",),
-        "float32",
-        "1",
-        "load-balancing loss, summed over layers; 1 a layer at uniform load",
-        _NAN,
-    ),
-    Variable("learning_rate", "training", ("step",), "float32", "1", "learning rate", _NAN),
-    Variable(
-        "gradient_norm",
-        "training",
-        ("step",),
-        "float32",
-        "1",
-        "gradient norm before clipping",
-        _NAN,
-    ),
-    Variable("tokens_seen", "training", ("step",), "int64", "1", "training tokens seen so far", -1),
-    Variable(
-        "stream_hash",
-        "training",
-        ("step",),
-        "uint64",
-        "1",
-        "chained hash of every batch so far: equal means same tokens, same order",
-        0,
-    ),
-    Variable(
-        "loss", "losses", ("step", *_TOKENS), "float32", "nat", "per-token cross-entropy", _NAN
-    ),
-    Variable(
-        "expert_index",
-        "routing",
-        ("step", "layer", *_TOKENS, "top_k"),
-        "int16",
-        "1",
-        "chosen expert",
-        -1,
-    ),
-    Variable(
-        "expert_weight",
-        "routing",
-        ("step", "layer", *_TOKENS, "top_k"),
-        "float16",
-        "1",
-        "factor on the chosen expert's output",
-        _NAN,
-    ),
-    Variable(
-        "router_prob",
-        "routing",
-        ("step", "layer", *_TOKENS, "expert"),
-        "float16",
-        "1",
-        "router distribution before top-k",
-        _NAN,
-    ),
-    *(
-        Variable(
-            site,
-            "activations",
-            ("step", "layer", *_TOKENS, "d_model"),
-            "float16",
-            "1",
-            long_name,
-            _NAN,
-        )
-        for site, long_name in _SITES.items()
-    ),
+    Variable("token_frequency", "probe_set", ("d_vocab",), "int64", "1",
+             "occurrences in the training tokens", -1),
+
+    Variable("train_loss", "training", _STEP, "float32", "nat",
+             "mean cross-entropy of the batch", _NAN),
+    Variable("balance_loss", "training", _STEP, "float32", "1",
+             "load-balancing loss, summed over layers; 1 a layer at uniform load", _NAN),
+    Variable("learning_rate", "training", _STEP, "float32", "1", "learning rate", _NAN),
+    Variable("gradient_norm", "training", _STEP, "float32", "1",
+             "gradient norm before clipping", _NAN),
+    Variable("tokens_seen", "training", _STEP, "int64", "1", "training tokens seen so far", -1),
+    Variable("stream_hash", "training", _STEP, "uint64", "1",
+             "chained hash of every batch so far: equal means same tokens, same order", 0),
+
+    Variable("loss", "losses", ("step", *_TOKENS), "float32", "nat",
+             "per-token cross-entropy", _NAN),
+
+    Variable("expert_index", "routing", ("step", "layer", *_TOKENS, "top_k"), "int16", "1",
+             "chosen expert", -1),
+    Variable("expert_weight", "routing", ("step", "layer", *_TOKENS, "top_k"), "float16", "1",
+             "factor on the chosen expert's output", _NAN),
+    Variable("router_prob", "routing", ("step", "layer", *_TOKENS, "expert"), "float16", "1",
+             "router distribution before top-k", _NAN),
+
+    *(Variable(site, "activations", ("step", "layer", *_TOKENS, "d_model"), "float16", "1",
+               long_name, _NAN)
+      for site, long_name in _SITES.items()),
 )
+# fmt: on
 
 GROUPS: tuple[str, ...] = tuple(dict.fromkeys(variable.group for variable in VARIABLES))
 

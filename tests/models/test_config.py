@@ -30,7 +30,7 @@ def test_runs_of_a_preset_share_data_and_have_seeds_in_every_main_arm(preset):
 def test_seeds_preset_has_the_eighteen_runs_that_statistics_are_developed_on():
     arms = [run.arm for run in PRESETS["seeds"]().runs]
     counts = {arm: arms.count(arm) for arm in arms}
-    assert counts == {"dense": 4, "dense_112": 2, "switch": 4, "ungated": 4, "hash": 4}
+    assert counts == {"dense": 4, "dense_120": 2, "switch": 4, "ungated": 4, "hash": 4}
 
 
 @pytest.mark.parametrize(
