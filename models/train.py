@@ -65,7 +65,7 @@ def train_study(
     with console.status("preparing the text") as status:
         prepare(study.data, folder / "data", n_sequences=n_sequences, progress=status.update)
     if not (folder / "study.json").exists():
-        replace_file(folder / "study.json", lambda partial: partial.write_text(as_json(study)))
+        replace_file(folder / "study.json", as_json(study).encode())
 
     jobs = [Job(folder, study, run, str(device), keep_weights) for run in runs]
     for job in jobs:

@@ -6,6 +6,7 @@ whatever is written twice is written the same.
 """
 
 import dataclasses
+import io
 import json
 import os
 from collections.abc import Callable
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 import xarray as xr
-from safetensors.torch import save_file
 from torch import Tensor
 
 from models.config import RunConfig, StudyConfig, as_json
@@ -166,7 +167,9 @@ class Training:
         if self.job.keep_weights:
             self._save_weights(step)
         if step < self.study.train.n_steps:
-            replace_file(self.job.resume_path, lambda path: torch.save(self.trainer.state(), path))
+            state = io.BytesIO()  # torch's own writer does not say that a disk is full
+            torch.save(self.trainer.state(), state)
+            replace_file(self.job.resume_path, state.getbuffer())
         store.commit(step)
         self._recorded.clear()
 
@@ -192,10 +195,8 @@ class Training:
     def _save_weights(self, step: int) -> None:
         self.job.weights_path.mkdir(exist_ok=True)
         weights = {k: v.contiguous() for k, v in self.trainer.model.state_dict().items()}
-        replace_file(
-            self.job.weights_path / f"step_{step:08d}.safetensors",
-            lambda path: save_file(weights, path, metadata={"step": str(step)}),
-        )
+        content = safetensors.torch.save(weights, metadata={"step": str(step)})
+        replace_file(self.job.weights_path / f"step_{step:08d}.safetensors", content)
 
     def _attrs(self) -> dict[str, Any]:
         config = dataclasses.replace(self.study, runs=(self.run,))
@@ -253,8 +254,11 @@ def _number(value: Tensor | float | int) -> float | int:
     return float(value) if isinstance(value, Tensor) else value
 
 
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+def replace_file(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

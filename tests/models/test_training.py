@@ -1,6 +1,7 @@
 """A run killed at any moment comes out the same; bad input and a full disk lose nothing."""
 
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -223,12 +224,15 @@ def test_finished_runs_are_skipped(text, finished, capsys):
     assert written() == before
 
 
-def test_a_write_that_fails_names_the_remedy_and_leaves_committed_steps(text, finished, tmp_path):
+@pytest.mark.parametrize("largest_file", [3_000, 100_000])  # a chunk of the store, resume state
+def test_a_write_that_fails_names_the_remedy_and_leaves_committed_steps(
+    largest_file, text, finished, tmp_path
+):
     def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-    assert main(command(text, tmp_path, "--run", "dense-seed0")) == 0  # the prepared text
+    shutil.copytree(finished / "data", tmp_path / "quick/data")
     arguments = command(text, tmp_path, "--run", "switch-seed0")
     process = child(arguments, preexec_fn=small_files)
     assert process.returncode == 1
