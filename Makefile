@@ -18,7 +18,8 @@ study: $(VENV)/installed
 	@echo "study:   $(STUDY)"
 	@for analysis in $(ANALYSES); do echo "report:  $(REPORTS)/$$analysis/index.md"; done
 
-$(REPORTS)/%/index.md: $(STUDY)/study.json
+# Up to date if newer than every commit mark and than the analysis.
+$(REPORTS)/%/index.md: $(wildcard $(STUDY)/*.zarr/observation/committed/c/*) analyses/%.py
 	$(BIN)/python -m analyses.$* $(STUDY)
 
 test: $(VENV)/installed-dev

@@ -6,7 +6,8 @@ token's document, V its id. For each MoE run, layer and step, in nats,
     I(D; E) = H(D) + H(E) - H(D, E)
 
 says how much the choice tells about the domain, at most H(D); beside it stands the Miller-Madow
-correction [2]_. Vocabulary specialization [1]_ says how far the id alone settles the choice,
+correction [2]_. Vocabulary specialization, that of [1]_ weighted by tokens, says how far the id
+alone settles the choice,
 
     sum_x n_x max_i(n_xi / n_x) / sum_x n_x
 
@@ -38,7 +39,7 @@ import xarray as xr
 
 from analyses.reporting import cli, figures, heatmap
 from analyses.reporting.chance import beyond_chance, draw_line, holm
-from analyses.reporting.cohort import runs_sentence
+from analyses.reporting.cohort import runs_sentence, works_sentence
 from analyses.reporting.report import Drawing, Report, Table, definition_of
 from analyses.reporting.text import interval, labels, listed, number, p_value
 from analyses.statistics import information, routing
@@ -297,8 +298,9 @@ def report(study: Study, options: cli.Options) -> Report:
             title=f"Domains that the experts take at the last step: {arm}",
             caption="Percent of a domain's tokens that chose the expert; in column all, of all "
             "tokens, which is the load. White is k/N, what every cell would be if experts ignored "
-            "the text. Experts are sorted by the domain they take most of, which makes a faint "
-            "diagonal of noise too; their numbers mean nothing outside their run and layer.",
+            "the text; a row of one colour is a busy or an idle expert, not a specialist. Experts "
+            "are sorted by the domain they take most of, which makes a faint diagonal of noise "
+            "too; their numbers mean nothing outside their run and layer.",
             figure=plot_profile(of_arm),
             data={f"domain_profile_{i}": of_arm[["domain_specialization"]]},
         )
@@ -331,7 +333,7 @@ def report(study: Study, options: cli.Options) -> Report:
         "how far above, not how high, is what experts learned. Information about the domain is "
         "bounded by the entropy of the domains, and includes what follows from token ids alone, "
         "as domains use different words. Effective experts near N mean even load.",
-        caveats=tuple(_caveats(result)),
+        caveats=(*_caveats(result), *filter(None, [works_sentence(study.probe_set)])),
         result=result,
         command=options.command,
         provenance=options.provenance

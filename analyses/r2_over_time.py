@@ -30,7 +30,7 @@ import numpy as np
 import xarray as xr
 
 from analyses.reporting import cli, figures
-from analyses.reporting.cohort import runs_sentence
+from analyses.reporting.cohort import runs_sentence, stream_sentence, works_sentence
 from analyses.reporting.report import Drawing, Report, Table, definition_of
 from analyses.reporting.text import interval, labels, listed, number
 from analyses.statistics.correlation import document_moments, fisher_z, pearson_r, r2_interval
@@ -79,7 +79,9 @@ def r2_over_time(
         With fewer than two runs or two documents, or without the coordinates.
     """
     loss = _sorted_by_arm(loss)
-    documents, sequence_document = np.unique(document.values.astype(str), return_inverse=True)
+    # zarr's text, as plain xarray reads it, turns into numpy's by way of objects only
+    names = document.values.astype(object).astype(str)
+    documents, sequence_document = np.unique(names, return_inverse=True)
     token_document = np.repeat(sequence_document, loss.sizes["pos"])
     first, second = pair_indices(loss.sizes["run"])
     loss_mean = np.full((loss.sizes["run"], loss.sizes["step"]), np.nan)
@@ -227,19 +229,20 @@ def _panel(ax: "Axes", result: xr.Dataset, kind: str) -> None:
 def report(study: Study, options: cli.Options) -> Report:
     """The analysis of a study, with its tables, figure and caveats."""
     observed = [run.name for run in study.runs if len(run.committed)]
+    loss, probe_set = study.dataset("losses")["loss"].sel(run=observed), study.probe_set.load()
     result = r2_over_time(
-        study.dataset("losses")["loss"].sel(run=observed),
-        study.probe_set["document"],
-        progress=partial(cli.track, description="steps"),
+        loss, probe_set["document"], progress=partial(cli.track, description="steps")
     )
     steps = _steps_with_values(result)
     last = int(steps[-1])
+    hashes = study.dataset("training")["stream_hash"].sel(run=observed)
+    same_stream, stream = stream_sentence(hashes)
     shown = steps[np.unique(np.linspace(0, len(steps) - 1, 4).round().astype(int))]
     return Report(
         analysis="r2_over_time",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=_finding(result.sel(step=last)),
+        finding=_finding(result.sel(step=last)) + ("" if same_stream else f" {stream}"),
         tables=(
             _similarity_table(result, "kind", steps=shown),
             _similarity_table(result, "arms", steps=steps[-1:]),
@@ -263,7 +266,11 @@ def report(study: Study, options: cli.Options) -> Report:
         "such as that rare words are hard, puts r² well above 0 for any two trained models, so "
         "compare panels at one step, not one panel with 0. Dots of one panel further apart than "
         "the band is wide differ by more than the choice of documents explains.",
-        caveats=tuple(_caveats(result, result.sel(step=last))),
+        caveats=(
+            stream,
+            *_caveats(result, result.sel(step=last)),
+            *_works_caveat(loss.sel(step=[last]), probe_set),
+        ),
         result=result,
         command=options.command,
         provenance=options.provenance,
@@ -327,6 +334,23 @@ def _caveats(result: xr.Dataset, at: xr.Dataset) -> Iterator[str]:
                 f"{run} has no finite losses at {missing} of {loss.size} steps; its pairs have no "
                 "value there, nor do the kinds and arms that they belong to."
             )
+
+
+def _works_caveat(loss: xr.DataArray, probe_set: xr.Dataset) -> Iterator[str]:
+    """What deleting works instead of documents makes of the intervals, at one step."""
+    if (works := works_sentence(probe_set)) is None:
+        return
+    yield works
+    if len(np.unique(probe_set["work"])) > 1:
+        at = r2_over_time(loss, probe_set["work"]).isel(step=0)
+        wider = [
+            f"{interval(*ci)} for {kind}"
+            for kind, ci in zip(at["kind"].values, at["kind_r2_ci"].values, strict=True)
+        ]
+        yield (
+            f"With a work deleted at a time in place of a document, the intervals at step "
+            f"{int(at['step']):,} are {listed(wider)}."
+        )
 
 
 def _similarity_table(result: xr.Dataset, dim: str, *, steps: Iterable[int]) -> Table:

@@ -13,6 +13,7 @@ References
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ class ModelConfig:
         require(
             self.d_model % self.n_heads == 0,
             f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; change one",
+        )
+        capacity = self.capacity_factor
+        require(
+            capacity is None or 0 < capacity < math.inf,
+            f"capacity_factor is {capacity}; use a number above 0, or none to keep every token",
         )
         if self.router is None:
             require(
@@ -133,6 +139,7 @@ class DataConfig:
         )
         for name in ("n_ctx", "probe_documents", "sequences_per_document", "max_epochs"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; use 1 or more")
+        require(self.order_seed >= 0, f"order_seed is {self.order_seed}; use 0 or more")
         require(
             (self.source == "builtin") == (self.path is None),
             f"source {self.source!r} with path {self.path!r}: a folder or data set needs "
@@ -177,8 +184,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("n_steps", "batch_size", "observe_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; use 1 or more")
+        require(
+            self.threads is None or self.threads >= 1, f"threads is {self.threads}; use 1 or more"
+        )
         for name in ("learning_rate", "gradient_clip"):
-            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use more than 0")
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"{name} is {value}; use a number above 0")
+        for name in ("warmup_steps", "final_lr_fraction", "weight_decay", "balance_weight",
+                     "activation_documents"):  # fmt: skip
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"{name} is {value}; use 0 or a number above")
 
     @property
     def observation_steps(self) -> tuple[int, ...]:
@@ -256,7 +271,7 @@ def quick() -> StudyConfig:
         TrainConfig(n_steps=400, threads=1),
         n_layers=4,
         n_heads=8,
-        arms={"dense": (112, (0, 1)), "dense_120": (120, (0,)), "switch": (104, (0, 1))},
+        arms={"dense": (112, (0, 1)), "dense_120": (120, (0,)), "switch": (112, (0, 1))},
     )
 
 
@@ -272,8 +287,8 @@ def seeds() -> StudyConfig:
         arms={
             "dense": (112, four),
             "dense_120": (120, (0, 1)),
-            "switch": (104, four),
-            "ungated": (112, four),
+            "switch": (112, four),
+            "ungated": (120, four),
             "hash": (80, four),
         },
     )
@@ -284,7 +299,7 @@ def laptop() -> StudyConfig:
     return _cohort(
         "laptop",
         DataConfig(n_ctx=256, sequences_per_document=4),
-        TrainConfig(n_steps=1350, learning_rate=1e-3, warmup_steps=135, observe_every=100),
+        TrainConfig(n_steps=1300, learning_rate=1e-3, warmup_steps=130, observe_every=100),
         n_layers=6,
         n_heads=9,
         arms={"dense": (234, (0, 1, 2)), "dense_252": (252, (0,)), "switch": (216, (0, 1, 2))},

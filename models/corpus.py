@@ -69,7 +69,8 @@ class Document:
 def documents(cfg: DataConfig) -> Iterator[Document]:
     """The documents of the configured text, in a fixed order; each call is a fresh pass.
 
-    Texts without a visible character, and exact repetitions of an earlier text, are left out.
+    Texts without a visible character are left out, and so is one that repeats an earlier text but
+    for its white space.
 
     Raises
     ------
@@ -79,7 +80,8 @@ def documents(cfg: DataConfig) -> Iterator[Document]:
     source = {"builtin": _builtin, "folder": _folder, "dataset": _dataset}[cfg.source]
     seen: set[bytes] = set()
     for document in source(cfg):
-        digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
+        words = " ".join(document.text.split())
+        digest = hashlib.blake2b(words.encode(), digest_size=16).digest()
         if document.text.strip() and digest not in seen:
             seen.add(digest)
             yield document
@@ -178,7 +180,7 @@ def _books() -> Iterator[Document]:
 
 def _folder(cfg: DataConfig) -> Iterator[Document]:
     """Every `.txt` below the folder, by path; a file of no sub-folder has the folder's name."""
-    root = Path(str(cfg.path))
+    root = Path(str(cfg.path)).expanduser()
     if not root.is_dir():
         raise ValueError(f"data.path {str(root)!r} is not a folder; give one that holds .txt files")
     paths = sorted(root.rglob("*.txt"), key=lambda path: path.relative_to(root).parts)
@@ -214,7 +216,7 @@ def _rows(cfg: DataConfig) -> Iterator[dict[str, Any]]:
     """A saved `Dataset` is one split already; `data.split` chooses from anything larger."""
     import datasets
 
-    folder = Path(str(cfg.path))
+    folder = Path(str(cfg.path)).expanduser()
     if not any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
         return iter(datasets.load_dataset(str(cfg.path), split=cfg.split, streaming=True))
     saved = datasets.load_from_disk(str(folder))

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -190,14 +191,16 @@ def _content(cfg: DataConfig) -> dict[str, Any]:
 
 def _build(cfg: DataConfig, folder: Path, progress: Callable[[str], None]) -> None:
     """Write beside `folder`, then rename, so that a folder is whole or absent."""
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         _write(cfg, partial, progress)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not (folder / "meta.json").exists():
+                raise  # else another process prepared the same text first
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

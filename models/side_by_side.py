@@ -7,6 +7,7 @@ one after the other on two threads. What a run computes does not depend on who t
 import multiprocessing
 import os
 import queue
+import signal
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -62,6 +63,7 @@ def _next_event(events: Any, workers: Sequence[BaseProcess]) -> tuple[Any, ...]:
 
 def _work(pending: Any, events: Any) -> None:
     """Train one run after the other until there is none, or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -8,7 +8,7 @@ A study is a folder: `studies/quick/` holds the prepared text (`data/`), one sto
 (`dense-seed0.zarr`), and, while a run is unfinished, what it resumes from
 (`dense-seed0.resume.pt`).
 Interrupt it at any moment and give the same command again: finished runs are skipped, an
-unfinished one goes on from its last observation, and its arrays come out bit-identical.
+unfinished one goes on from its last observation; on a CPU its arrays come out bit-identical.
 """
 
 import os
@@ -33,6 +33,7 @@ from models.progress import TrainingProgress
 from models.settings import override
 from models.side_by_side import train_side_by_side
 from models.training import Job, replace_file, train_run
+from store.schema import ACTIVATION_SITES
 
 
 def train_study(
@@ -59,6 +60,10 @@ def train_study(
     if not runs:
         names = ", ".join(run.name for run in study.runs)
         raise ValueError(f"study {study.name!r} has no run {run_name!r}; its runs: {names}")
+    if unknown := sorted(set(study.train.activation_sites) - set(ACTIVATION_SITES)):
+        raise ValueError(
+            f"train.activation_sites {', '.join(unknown)}: known are {', '.join(ACTIVATION_SITES)}"
+        )
     folder = out / study.name
     study = settled(folder, study, device)
     n_sequences = study.train.n_steps * study.train.batch_size
@@ -69,10 +74,10 @@ def train_study(
 
     jobs = [Job(folder, study, run, str(device), keep_weights) for run in runs]
     for job in jobs:
-        if keep_weights and job.finished and not job.weights_path.exists():
+        if keep_weights and job.store_path.exists() and not job.weights_path.exists():
             console.print(
-                f"{job.run.name} finished without keeping weights, so --keep-weights does nothing; "
-                f"remove {job.store_path} to train it again",
+                f"{job.run.name} was begun without --keep-weights, and keeps weights from here on "
+                f"only; remove {job.store_path} to train it anew",
                 style="yellow",
             )
     n_workers = n_workers or default_workers(study, device)
@@ -106,7 +111,10 @@ def settled(folder: Path, study: StudyConfig, device: torch.device) -> StudyConf
         If the folder holds a study with another configuration.
     """
     path = folder / "study.json"
-    known = json.loads(path.read_text()) if path.exists() else None
+    try:
+        known = json.loads(path.read_text()) if path.exists() else None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, the study goes on") from None
     if study.train.precision == "auto":
         precision: Precision = known["train"]["precision"] if known else training_precision(device)
         train = dataclasses.replace(study.train, precision=precision)

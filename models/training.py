@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from probes.activations import ActivationProbe
 from probes.base import Probe, observe
 from probes.losses import LossProbe
 from probes.routing import RoutingProbe
-from store.provenance import provenance
+from store.provenance import hash_dataset, provenance
 from store.run import Run
 from store.schema import variables_of
 
@@ -152,12 +153,32 @@ class Training:
                 coordinates=_coordinates(self.study, self.run),
             )
         store = Run.open(self.job.store_path)
-        if self.job.resume_path.exists():
-            state = torch.load(
-                self.job.resume_path, map_location=self.job.device, weights_only=True
-            )
-            self.trainer.restore(state)
+        self._require_same(store)
+        if self.job.resume_path.exists() and not store.finished:
+            self.trainer.restore(self._resume_state())
         return store
+
+    def _require_same(self, store: Run) -> None:
+        """Refuse to go on with a store that was begun on another text or configuration."""
+        probe_set_hash = hash_dataset(_probe_set_dataset(self.data.probe_set))
+        mine = self._attrs() | {"probe_set_hash": probe_set_hash}
+        for name in ("config", "corpus_hash", "tokenizer_hash", "probe_set_hash"):
+            if store.attrs.get(name) != mine[name]:
+                raise ValueError(
+                    f"{store.path} was begun with another {name.removesuffix('_hash')} than the "
+                    "study has now; remove that store to train the run anew, or give the study "
+                    "another name (--set name=...)"
+                )
+
+    def _resume_state(self) -> dict[str, Any]:
+        path = self.job.resume_path
+        try:
+            return torch.load(path, map_location=self.job.device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{path} is damaged ({str(error).splitlines()[0]}); remove it, and the run starts "
+                "again from step 0 and fills the same store"
+            ) from error
 
     def _observe(self, store: Run) -> None:
         step = self.trainer.step

@@ -49,6 +49,8 @@ def observe(
     tokens : input token ids (sequence, pos), on any device.
     probes : instruments, one for each group.
 
+    An exception on the way leaves part of a pass in the probes: make new ones.
+
     Raises
     ------
     ValueError

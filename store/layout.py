@@ -74,6 +74,7 @@ def require_run(path: Path) -> None:
     try:
         metadata = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
         version = int(metadata["attributes"]["schema_version"])
+        metadata["attributes"]["probe_set_hash"], metadata["attributes"]["coordinates"]
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         raise StoreError(
             f"{path} holds no run: no schema_version in zarr.json; give a folder made by "

@@ -81,10 +81,10 @@ VARIABLES: tuple[Variable, ...] = (
              "work the document is a passage of", ""),
     Variable("domain", "probe_set", ("sequence",), "str", "1", "domain of the document", ""),
     Variable("ngram_surprisal", "probe_set", ("order", *_TOKENS), "float32", "nat",
-             "surprisal under a Kneser-Ney n-gram model of the training tokens", _NAN),
+             "surprisal under a Kneser-Ney n-gram model of the training text", _NAN),
     Variable("vocabulary", "probe_set", ("d_vocab",), "str", "1", "text of the token id", ""),
     Variable("token_frequency", "probe_set", ("d_vocab",), "int64", "1",
-             "occurrences in the training tokens", -1),
+             "occurrences in the training text", -1),
 
     Variable("train_loss", "training", _STEP, "float32", "nat",
              "mean cross-entropy of the batch", _NAN),

@@ -54,7 +54,8 @@ class Study:
         else:
             folder = given[0]
             if not (stores := run_paths(folder)):
-                what = "holds no run" if folder.is_dir() else "does not exist"
+                missing = "is no folder" if folder.exists() else "does not exist"
+                what = "holds no run" if folder.is_dir() else missing
                 raise StoreError(
                     f"{folder} {what}; train one with `python -m models.train quick`, or give the "
                     "folder that holds the *.zarr of a study"

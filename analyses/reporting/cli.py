@@ -110,11 +110,11 @@ def parser(program: str, docstring: str) -> argparse.ArgumentParser:
         help="folder that gets a folder per analysis (default: docs/reports/STUDY)",
     )
     parsed.add_argument(
-        "--seed", type=int, metavar="N", help="seed of everything random (default: 0)"
+        "--seed", type=_natural, metavar="N", help="seed of everything random (default: 0)"
     )
     parsed.add_argument(
         "--n-resamples",
-        type=int,
+        type=_natural,
         metavar="N",
         help=f"draws of a resampling scheme (default: {N_RESAMPLES})",
     )
@@ -168,6 +168,14 @@ def track(items: Sequence[T], *, description: str) -> Iterator[T]:
             bar.update(task, rate=f"{speed:.1f}/s" if speed else "")
 
 
+def _natural(text: str) -> int:
+    """A whole number from 0 up, for argparse."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0; give 0 or more")
+    return number
+
+
 def _newest(analysis: str) -> str:
     """The newest study under studies/, which is named on standard error."""
     path = str(newest_study())
@@ -185,6 +193,8 @@ def _options(
             print(f"{analysis.name}: {option} is ignored, nothing is random", file=sys.stderr)
         given = {}
     flags = [str(part) for option in given.items() for part in option]
+    if arguments.report is not None:
+        flags += ["--report", str(arguments.report)]
     return Options(
         seed=given.get("--seed", 0),
         n_resamples=given.get("--n-resamples", N_RESAMPLES),

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import numpy as np
+import xarray as xr
 
 from analyses.reporting.text import listed
 
@@ -24,4 +25,49 @@ def runs_sentence(arms: Iterable[str]) -> str:
     return (
         f"Runs: {runs}. With fewer than {ENOUGH_SEEDS} seeds of {listed(few)}, this describes "
         "these models and allows no claim about arms."
+    )
+
+
+def stream_sentence(stream_hash: xr.DataArray) -> tuple[bool, str]:
+    """Whether the runs provably saw the same tokens in the same order, and a sentence that says so.
+
+    Parameters
+    ----------
+    stream_hash : DataArray (run, step), chained hash of the batches, 0 where not recorded.
+    """
+    hashes = stream_hash.transpose("run", "step").values
+    common = np.flatnonzero((hashes != 0).all(axis=0))
+    if not len(common):
+        return False, (
+            "The runs have no training step in common, so nothing proves that they saw the same "
+            "tokens in the same order."
+        )
+    step, last = int(stream_hash["step"][common[-1]]), hashes[:, common[-1]]
+    if (last == last[0]).all():
+        return True, f"Up to step {step:,} all runs saw the same batches: their hashes agree."
+    others, first = listed(stream_hash["run"].values[last != last[0]]), stream_hash["run"].values[0]
+    return False, (
+        f"The runs did not see the same tokens in the same order: by step {step:,} the batches of "
+        f"{others} differ from those of {first}, and so may what they learned."
+    )
+
+
+def works_sentence(probe_set: xr.Dataset) -> str | None:
+    """That documents of one work resemble each other; None if each is a work of its own.
+
+    Parameters
+    ----------
+    probe_set : Dataset with `document`, `work` and `domain` (sequence).
+    """
+    names = ("document", "work", "domain")
+    document, work, domain = (probe_set[n].values.astype(object).astype(str) for n in names)
+    n_documents, n_works = len(np.unique(document)), len(np.unique(work))
+    if n_documents == n_works:
+        return None
+    works = {name: len(np.unique(work[domain == name])) for name in np.unique(domain)}
+    fewest = min(works, key=lambda name: works[name])
+    return (
+        f"The {n_documents} documents come from {n_works} works, and passages of one work resemble "
+        "each other; as a sample of works they are fewer than they seem. A domain of few works "
+        f"cannot be told from their authors: {fewest} has {works[fewest]}."
     )

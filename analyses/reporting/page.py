@@ -10,7 +10,10 @@ import re
 from analyses.reporting.report import Drawing, Report, Table
 from analyses.reporting.text import escape, printable
 
-_FILES = "Files: [results.json](results.json) holds every number, intervals and draws included."
+_FILES = (
+    "Files: [results.json](results.json) holds every number, with intervals; draws too, but for "
+    "arrays of more than 100,000 elements, which it names under `left_out`."
+)
 
 
 def page(report: Report) -> str:

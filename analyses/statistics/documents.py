@@ -38,8 +38,8 @@ def probe_text(token: NDArray, document: NDArray, domain: NDArray, *, min_count:
     ValueError
         If a document has two domains, or no id is frequent.
     """
-    documents, of_sequence = np.unique(document.astype(str), return_inverse=True)
-    domains, domain_of_sequence = np.unique(domain.astype(str), return_inverse=True)
+    documents, of_sequence = np.unique(document.astype(object).astype(str), return_inverse=True)
+    domains, domain_of_sequence = np.unique(domain.astype(object).astype(str), return_inverse=True)
     of_document = np.zeros(len(documents), dtype=np.intp)
     of_document[of_sequence] = domain_of_sequence
     differs = np.flatnonzero(of_document[of_sequence] != domain_of_sequence)

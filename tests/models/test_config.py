@@ -87,10 +87,24 @@ def test_settings_reach_the_study_its_data_its_training_and_every_model():
         ("train.n_steps=7", "n_steps", 7),
         ("train.activation_sites=resid_mid,mlp_out", "activation_sites", ("resid_mid", "mlp_out")),
         ("train.activation_sites=", "activation_sites", ()),
+        ("train.threads=none", "threads", None),
     ],
 )
 def test_a_setting_is_read_by_the_type_of_its_field(setting, field, value):
     assert getattr(override(quick(), [setting]).train, field) == value
+
+
+@pytest.mark.parametrize("text", ["true", "False"])
+def test_a_truth_value_is_read_as_the_word_it_is(text):
+    cfg = override(quick(), [f"model.router_bias={text}"])
+    of_experts = {run.model.router_bias for run in cfg.runs if run.model.router}
+    assert of_experts == {text == "true"}
+
+
+def test_what_concerns_experts_reaches_only_the_models_that_have_some():
+    cfg = override(quick(), ["model.n_experts=4", "model.top_k=2"])
+    sizes = {(run.model.router, run.model.n_experts, run.model.top_k) for run in cfg.runs}
+    assert sizes == {(None, 0, 0), ("switch", 4, 2)}
 
 
 def test_none_is_a_value_only_where_the_field_allows_it():
@@ -111,6 +125,14 @@ def test_none_is_a_value_only_where_the_field_allows_it():
         ("data.source=web", "not one of builtin, folder, dataset"),
         ("train.n_steps=0", "n_steps is 0"),
         ("name=../../etc", "cannot be used"),
+        ("model.router=hash", "names no field"),
+        ("model.router_bias=0", "not true or false"),
+        ("train.threads=0", "threads is 0"),
+        ("train.learning_rate=nan", "learning_rate is nan"),
+        ("train.final_lr_fraction=nan", "final_lr_fraction is nan"),
+        ("train.warmup_steps=-5", "warmup_steps is -5"),
+        ("model.capacity_factor=0", "capacity_factor is 0"),
+        ("data.order_seed=-1", "order_seed is -1"),
     ],
 )
 def test_a_bad_setting_is_refused_and_never_evaluated(setting, message):

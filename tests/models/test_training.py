@@ -214,6 +214,57 @@ def test_a_run_killed_between_writes_resumes_bit_identically(text, finished, tmp
     assert_same_arrays(finished / "switch-seed0.zarr", tmp_path / "quick/switch-seed0.zarr")
 
 
+def test_a_study_whose_parent_is_killed_resumes_bit_identically(text, finished, tmp_path):
+    arguments = command(text, tmp_path, "--jobs", "2")
+    parent = subprocess.Popen([sys.executable, "-m", "models.train", *arguments])
+    marks = [tmp_path / f"quick/dense-seed{i}.zarr/observation/committed/c/2" for i in (0, 1)]
+    deadline = time.monotonic() + 120
+    while not all(mark.exists() for mark in marks) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    parent.kill()
+    parent.wait()
+    assert all(mark.exists() for mark in marks)
+    time.sleep(3)  # the workers notice at their next report, and end
+    stores = {store.name: arrays(store) for store in (tmp_path / "quick").glob("*.zarr")}
+    time.sleep(1)
+    assert "switch-seed1.zarr" not in stores
+    assert stores.keys() == {store.name for store in (tmp_path / "quick").glob("*.zarr")}
+    assert main([*arguments, "--run", "switch-seed0"]) == 0
+    process = child(arguments)
+    assert process.returncode == 0, process.stderr
+    assert_same_arrays(finished / "switch-seed0.zarr", tmp_path / "quick/switch-seed0.zarr")
+    assert all(Run.open(store).finished for store in (tmp_path / "quick").glob("*.zarr"))
+
+
+def half_trained(text: Path, out: Path) -> list[str]:
+    """Leave a run behind that was killed half-way; return the command that goes on."""
+    arguments = command(text, out, "--run", "switch-seed0")
+    assert child(arguments, fatal=60).returncode == -signal.SIGKILL
+    assert (out / "quick/switch-seed0.resume.pt").exists()
+    return arguments
+
+
+def test_a_run_does_not_go_on_with_another_text(text, tmp_path, capsys):
+    other = tmp_path / "text"
+    shutil.copytree(text, other)
+    arguments = half_trained(other, tmp_path)
+    shutil.rmtree(tmp_path / "quick/data")
+    (other / "prose/0.txt").write_text("something else " * 200, encoding="utf-8")
+    assert main(arguments) == 2
+    assert "was begun with another corpus" in capsys.readouterr().err
+
+
+def test_a_damaged_resume_state_is_named_with_its_remedy(text, finished, tmp_path, capsys):
+    arguments = half_trained(text, tmp_path)
+    state = tmp_path / "quick/switch-seed0.resume.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    assert main(arguments) == 2
+    assert "resume.pt is damaged" in capsys.readouterr().err
+    state.unlink()
+    assert main(arguments) == 0
+    assert_same_arrays(finished / "switch-seed0.zarr", tmp_path / "quick/switch-seed0.zarr")
+
+
 def test_finished_runs_are_skipped(text, finished, capsys):
     def written() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
@@ -252,6 +303,7 @@ def test_a_write_that_fails_names_the_remedy_and_leaves_committed_steps(
         (["--set", "data.path=nowhere"], "nowhere"),
         (["--device", "cuda:7"], "use auto or cpu"),
         (["--set", "data.probe_documents=50"], "probe set"),
+        (["--set", "train.activation_sites=resid"], "known are resid_pre"),
     ],
 )
 def test_bad_input_is_refused_before_training_starts(more, message, text, tmp_path, capsys):
