@@ -2,6 +2,9 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -217,15 +220,33 @@ def test_a_truncated_token_file_is_refused(cfg: DataConfig, tmp_path: Path) -> N
         prepare(cfg, tmp_path / "data", n_sequences=1)
 
 
-def test_what_an_interrupted_call_left_is_replaced(
+def test_what_an_interrupted_call_left_does_not_matter(
     cfg: DataConfig, folder: Path, tmp_path: Path
 ) -> None:
-    partial = tmp_path / "data.partial"
+    partial = tmp_path / f"data.{os.getpid()}.partial"
     partial.mkdir()
     (partial / "train.bin").write_bytes(b"half")
     prepare(cfg, tmp_path / "data", n_sequences=1)
     assert (tmp_path / "data" / "train.bin").read_bytes() == (folder / "train.bin").read_bytes()
     assert not partial.exists()
+
+
+def test_of_two_processes_that_prepare_one_folder_both_get_it(
+    cfg: DataConfig, folder: Path, tmp_path: Path
+) -> None:
+    other = (
+        "import sys; from pathlib import Path; from models.config import DataConfig;"
+        "from models.data import prepare;"
+        f"prepare({cfg!r}, Path(sys.argv[1]), n_sequences=1)"
+    )
+
+    def overtaken(stage: str) -> None:
+        if "n-gram" in stage:
+            subprocess.run([sys.executable, "-c", other, str(tmp_path / "data")], check=True)
+
+    prepared = prepare(cfg, tmp_path / "data", n_sequences=1, progress=overtaken)
+    assert prepared.tokens.tobytes() == (folder / "train.bin").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_a_failed_call_leaves_nothing(cfg: DataConfig, tmp_path: Path) -> None:

@@ -236,33 +236,33 @@ def test_a_study_whose_parent_is_killed_resumes_bit_identically(text, finished, 
     assert all(Run.open(store).finished for store in (tmp_path / "quick").glob("*.zarr"))
 
 
-def half_trained(text: Path, out: Path) -> list[str]:
+def half_trained(text: Path, out: Path, n_renames: int) -> list[str]:
     """Leave a run behind that was killed half-way; return the command that goes on."""
     arguments = command(text, out, "--run", "switch-seed0")
-    assert child(arguments, fatal=60).returncode == -signal.SIGKILL
+    assert child(arguments, fatal=round(0.75 * n_renames)).returncode == -signal.SIGKILL
     assert (out / "quick/switch-seed0.resume.pt").exists()
     return arguments
 
 
-def test_a_run_does_not_go_on_with_another_text(text, tmp_path, capsys):
+def test_a_run_does_not_go_on_with_another_text(text, trained, tmp_path, capsys):
     other = tmp_path / "text"
     shutil.copytree(text, other)
-    arguments = half_trained(other, tmp_path)
+    arguments = half_trained(other, tmp_path, trained[1])
     shutil.rmtree(tmp_path / "quick/data")
     (other / "prose/0.txt").write_text("something else " * 200, encoding="utf-8")
     assert main(arguments) == 2
     assert "was begun with another corpus" in capsys.readouterr().err
 
 
-def test_a_damaged_resume_state_is_named_with_its_remedy(text, finished, tmp_path, capsys):
-    arguments = half_trained(text, tmp_path)
+def test_a_damaged_resume_state_is_named_with_its_remedy(text, trained, tmp_path, capsys):
+    arguments = half_trained(text, tmp_path, trained[1])
     state = tmp_path / "quick/switch-seed0.resume.pt"
     state.write_bytes(state.read_bytes()[:1000])
     assert main(arguments) == 2
     assert "resume.pt is damaged" in capsys.readouterr().err
     state.unlink()
     assert main(arguments) == 0
-    assert_same_arrays(finished / "switch-seed0.zarr", tmp_path / "quick/switch-seed0.zarr")
+    assert_same_arrays(trained[0] / "switch-seed0.zarr", tmp_path / "quick/switch-seed0.zarr")
 
 
 def test_finished_runs_are_skipped(text, finished, capsys):
