@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,3 +173,22 @@ def test_unfinished_run_and_run_without_steps_are_named(
     page = Path("docs/reports/part/r2_over_time/index.md").read_text(encoding="utf-8")
     assert "dense-seed1 has no finite losses at 1 of 3 steps" in page
     assert "At step 1, r²" in page
+
+
+def test_losses_opened_by_plain_xarray_give_the_same(study_folder: Path) -> None:
+    study = Study.open(study_folder)
+    joined = study.dataset("losses")["loss"]
+    store = study_folder / "dense-seed0.zarr"
+    document = xr.open_zarr(store, group="probe_set", chunks=None)["document"]
+    plain = r2_over_time(joined, document)
+    assert plain.identical(r2_over_time(joined, study.probe_set["document"]))
+
+
+def test_the_page_repeats_the_command_with_its_report_folder(
+    study_folder: Path, tmp_path: Path
+) -> None:
+    arguments = [str(study_folder), "--report", str(tmp_path / "a b")]
+    assert analysis.main(arguments) == 0
+    page = (tmp_path / "a b/r2_over_time/index.md").read_text(encoding="utf-8")
+    command = next(line for line in page.splitlines() if line.startswith("python -m analyses"))
+    assert shlex.split(command)[3:] == arguments
