@@ -11,6 +11,9 @@ import pytest
 import scipy.stats
 import xarray as xr
 
+from models.config import laptop, quick, seeds
+from models.data import count_windows
+
 SETTINGS = ["train.n_steps=8", "train.observe_every=4", "train.warmup_steps=2"]
 
 
@@ -54,6 +57,14 @@ def test_the_built_in_probe_set_covers_all_domains_with_at_least_sixty_documents
     assert counts.min() >= 10
     surprisal = probe_set["ngram_surprisal"].mean(["sequence", "pos"])
     assert bool((surprisal.diff("order")[:2] < 0).all())  # orders 1 to 3 know ever more
+
+
+@pytest.mark.parametrize("preset", [quick, seeds, laptop])
+def test_the_built_in_text_is_enough_for_the_presets(preset, folder):
+    meta = json.loads((folder / "studies/quick/data/meta.json").read_text(encoding="utf-8"))
+    cfg = preset()
+    available = count_windows(meta["attrs"]["n_train_tokens"], n_ctx=cfg.data.n_ctx)
+    assert cfg.train.n_steps * cfg.train.batch_size < 0.97 * available * cfg.data.max_epochs
 
 
 def test_r2_over_time_answers_from_the_newest_study(folder):
