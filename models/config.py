@@ -196,6 +196,11 @@ class TrainConfig:
             require(0 <= value < math.inf, f"{name} is {value}; use 0 or a number above")
 
     @property
+    def n_sequences(self) -> int:
+        """Sequences that training asks of the text."""
+        return self.n_steps * self.batch_size
+
+    @property
     def observation_steps(self) -> tuple[int, ...]:
         """Steps at which the probe set is observed, ascending, from 0 to `n_steps`."""
         powers = {2**i for i in range(10)}
@@ -280,8 +285,8 @@ def seeds() -> StudyConfig:
     four = (0, 1, 2, 3)
     return _cohort(
         "seeds",
-        DataConfig(),
-        TrainConfig(n_steps=400, threads=1),
+        quick().data,
+        quick().train,
         n_layers=4,
         n_heads=8,
         arms={

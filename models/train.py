@@ -66,9 +66,13 @@ def train_study(
         )
     folder = out / study.name
     study = settled(folder, study, device)
-    n_sequences = study.train.n_steps * study.train.batch_size
     with console.status("preparing the text") as status:
-        prepare(study.data, folder / "data", n_sequences=n_sequences, progress=status.update)
+        prepare(
+            study.data,
+            folder / "data",
+            n_sequences=study.train.n_sequences,
+            progress=status.update,
+        )
     if not (folder / "study.json").exists():
         replace_file(folder / "study.json", as_json(study).encode())
 

@@ -89,8 +89,7 @@ def train_run(job: Job, progress: Callable[[int, float], None]) -> float:
     cfg = job.study.train
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    n_sequences = cfg.n_steps * cfg.batch_size
-    data = prepare(job.study.data, job.folder / "data", n_sequences=n_sequences)
+    data = prepare(job.study.data, job.folder / "data", n_sequences=cfg.n_sequences)
     store = Training(job, data).finish(progress)
     return float(store.dataset("losses")["loss"].isel(step=-1).mean())
 
@@ -149,7 +148,12 @@ class Training:
                 self._seen(),
                 steps=self.study.train.observation_steps,
                 training_steps=self.study.train.n_steps,
-                attrs=self._attrs(),
+                attrs={
+                    "study": self.study.name,
+                    "device": self.job.device,
+                    **self._made_from(),
+                    **provenance(),
+                },
                 coordinates=_coordinates(self.study, self.run),
             )
         store = Run.open(self.job.store_path)
@@ -161,7 +165,7 @@ class Training:
     def _require_same(self, store: Run) -> None:
         """Refuse to go on with a store that was begun on another text or configuration."""
         probe_set_hash = hash_dataset(_probe_set_dataset(self.data.probe_set))
-        mine = self._attrs() | {"probe_set_hash": probe_set_hash}
+        mine = self._made_from() | {"probe_set_hash": probe_set_hash}
         for name in ("config", "corpus_hash", "tokenizer_hash", "probe_set_hash"):
             if store.attrs.get(name) != mine[name]:
                 raise ValueError(
@@ -219,15 +223,10 @@ class Training:
         content = safetensors.torch.save(weights, metadata={"step": str(step)})
         replace_file(self.job.weights_path / f"step_{step:08d}.safetensors", content)
 
-    def _attrs(self) -> dict[str, Any]:
+    def _made_from(self) -> dict[str, Any]:
+        """Configuration and text: what must be the same whenever the run goes on."""
         config = dataclasses.replace(self.study, runs=(self.run,))
-        return {
-            "study": self.study.name,
-            "config": json.loads(as_json(config)),
-            "device": self.job.device,
-            **self.data.attrs,
-            **provenance(),
-        }
+        return {"config": json.loads(as_json(config)), **self.data.attrs}
 
 
 def _probes(study: StudyConfig, run: RunConfig, probe_set: ProbeSet) -> list[Probe]:

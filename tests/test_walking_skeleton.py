@@ -64,7 +64,7 @@ def test_the_built_in_text_is_enough_for_the_presets(preset, folder):
     meta = json.loads((folder / "studies/quick/data/meta.json").read_text(encoding="utf-8"))
     cfg = preset()
     available = count_windows(meta["attrs"]["n_train_tokens"], n_ctx=cfg.data.n_ctx)
-    assert cfg.train.n_steps * cfg.train.batch_size < 0.97 * available * cfg.data.max_epochs
+    assert cfg.train.n_sequences < 0.97 * available * cfg.data.max_epochs
 
 
 def test_r2_over_time_answers_from_the_newest_study(folder):
