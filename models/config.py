@@ -165,6 +165,8 @@ class TrainConfig:
     observe_every : observe at steps 0, 1, 2, 4, ... 512, at multiples of this, and at the last.
     activation_sites, activation_documents : residual-stream sites to store, and for how many
         documents of the probe set.
+    prediction_positions : positions of every probe sequence at which to store the predicted
+        distribution over the vocabulary; 0 for none.
     """
 
     n_steps: int
@@ -180,6 +182,7 @@ class TrainConfig:
     observe_every: int = 50
     activation_sites: tuple[str, ...] = ("resid_post",)
     activation_documents: int = 8
+    prediction_positions: int = 4
 
     def __post_init__(self) -> None:
         for name in ("n_steps", "batch_size", "observe_every"):
@@ -191,7 +194,7 @@ class TrainConfig:
             value = getattr(self, name)
             require(0 < value < math.inf, f"{name} is {value}; use a number above 0")
         for name in ("warmup_steps", "final_lr_fraction", "weight_decay", "balance_weight",
-                     "activation_documents"):  # fmt: skip
+                     "activation_documents", "prediction_positions"):  # fmt: skip
             value = getattr(self, name)
             require(0 <= value < math.inf, f"{name} is {value}; use 0 or a number above")
 

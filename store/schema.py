@@ -100,6 +100,9 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("loss", "losses", ("step", *_TOKENS), "float32", "nat",
              "per-token cross-entropy", _NAN),
 
+    Variable("log_prob", "predictions", ("step", *_TOKENS, "d_vocab"), "float16", "nat",
+             "log probability of each token id, at some positions", _NAN),
+
     Variable("expert_index", "routing", ("step", "layer", *_TOKENS, "top_k"), "int16", "1",
              "chosen expert", -1),
     Variable("expert_weight", "routing", ("step", "layer", *_TOKENS, "top_k"), "float16", "1",

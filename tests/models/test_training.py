@@ -118,6 +118,7 @@ def test_a_finished_run_holds_everything_the_schema_promises(finished):
     assert shapes["losses/loss"] == (7, 12, 16)
     assert shapes["routing/expert_index"] == (7, 2, 12, 16, 1)
     assert shapes["routing/router_prob"] == (7, 2, 12, 16, 8)
+    assert shapes["predictions/log_prob"] == (7, 12, 4, 300)
     assert shapes["activations/resid_post"] == (7, 4, 4, 16, 16)
     assert shapes["probe_set/ngram_surprisal"] == (5, 12, 16)
     for name, array in arrays(run.path).items():

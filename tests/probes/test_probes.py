@@ -10,11 +10,13 @@ from models.transformer import Transformer
 from probes.activations import ActivationProbe
 from probes.base import Probe, observe
 from probes.losses import LossProbe
+from probes.predictions import PredictionProbe, spread_positions
 from probes.routing import RoutingProbe
 from store.schema import variables_of
 
 N_POS = 8
 SEQUENCES = [0, 2, 6]
+POSITIONS = [1, 5]
 
 
 def text(d_vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,7 +26,12 @@ def text(d_vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def all_probes(target: torch.Tensor) -> list[Probe]:
     sites = ("resid_mid", "mlp_out")
-    return [LossProbe(target), RoutingProbe(N_POS), ActivationProbe(sites, SEQUENCES)]
+    return [
+        LossProbe(target),
+        PredictionProbe(POSITIONS),
+        RoutingProbe(N_POS),
+        ActivationProbe(sites, SEQUENCES),
+    ]
 
 
 @pytest.fixture(params=["switch", "olmoe"])
@@ -58,6 +65,26 @@ def test_recorded_loss_equals_an_independent_cross_entropy(model, d_vocab):
     expected = log_sum - np.take_along_axis(logits, target.numpy()[..., None], -1)[..., 0]
     np.testing.assert_allclose(loss, expected, atol=1e-5)
     assert loss.dtype == np.float32
+
+
+def test_predictions_are_whole_distributions_that_give_the_loss_of_the_target(model, d_vocab):
+    token, target = text(d_vocab)
+    seen = observe(model, token, all_probes(target), batch_size=3)
+    log_prob = seen["predictions"]["log_prob"]
+    assert log_prob["pos"].values.tolist() == POSITIONS
+    np.testing.assert_allclose(np.exp(log_prob.astype("float64")).sum("d_vocab"), 1, atol=2e-3)
+    index = target.numpy()[:, POSITIONS, None]
+    of_target = np.take_along_axis(log_prob.values, index, axis=-1)[..., 0]
+    np.testing.assert_allclose(-of_target, seen["losses"]["loss"][:, POSITIONS], rtol=6e-4)
+
+
+def test_positions_are_spread_evenly_and_never_more_than_there_are():
+    assert spread_positions(128, 4) == [16, 48, 80, 112]
+    assert spread_positions(5, 5) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match=r"train\.prediction_positions to 5"):
+        spread_positions(5, 6)
+    with pytest.raises(ValueError, match="no position"):
+        PredictionProbe([])
 
 
 def test_batches_of_any_size_give_the_same_observation(model, d_vocab):
