@@ -38,13 +38,13 @@ import numpy as np
 import xarray as xr
 
 from analyses.reporting import cli, figures, heatmap
-from analyses.reporting.chance import beyond_chance, draw_line, holm
+from analyses.reporting.chance import beyond_chance, draw_line
 from analyses.reporting.cohort import runs_sentence, works_sentence
 from analyses.reporting.report import Drawing, Report, Table, definition_of
 from analyses.reporting.text import interval, labels, listed, number, p_value
 from analyses.statistics import information, routing
 from analyses.statistics.documents import ProbeText, probe_text
-from analyses.statistics.permutation import document_permutations
+from analyses.statistics.permutation import adjusted_p, document_permutations
 from analyses.statistics.resampling import jackknife, leave_one_out
 from store.study import Study
 
@@ -397,7 +397,10 @@ def _rows(result: xr.Dataset) -> xr.Dataset:
 def _measure_table(result: xr.Dataset, name: str, title: str) -> Table:
     """A measure beside chance; the p-values of a table are one family."""
     at = _rows(result)
-    p, smallest = holm(at[f"{name}_p"].values), at.sizes["row"] / (result.sizes["resample"] + 1)
+    p, smallest = (
+        adjusted_p(at[f"{name}_p"].values),
+        at.sizes["row"] / (result.sizes["resample"] + 1),
+    )
     corrected = at.get(f"{name}_miller_madow")
     rows = []
     for i, (run, layer) in enumerate(at["row"].values):
@@ -468,7 +471,9 @@ def _caveats(result: xr.Dataset) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    analysis = cli.Analysis("expert_specialization", str(__doc__), report, random=True)
+    analysis = cli.Analysis(
+        "expert_specialization", str(__doc__), report, uses=frozenset({"random"})
+    )
     return cli.run(analysis, argv)
 
 

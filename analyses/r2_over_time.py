@@ -1,333 +1,400 @@
-"""Do models that saw the same tokens in the same order find the same tokens hard?
+r"""Do models that saw the same tokens in the same order find the same tokens hard?
 
 With l_i(t) the loss of run i on token t of the probe set, at one training step, the similarity of
 runs i and j is the share of variance that a straight line between their losses explains [1]_,
 
     r²_ij = corr_t(l_i(t), l_j(t))²
 
-for every pair of runs at every step that both observed. Pairs are of three kinds: dense-dense,
-dense-MoE and MoE-MoE. The value of a kind is tanh(mean of artanh r_ij)² over its pairs, at steps
-that all its runs observed; likewise for each pair of arms.
+for every pair of runs. Pairs are of three kinds: dense-dense, dense-MoE and MoE-MoE. The value of
+a kind is tanh(mean of artanh r_ij)² over its pairs; likewise for each pair of arms.
 
-Intervals say what other documents would have given with the same trained models: one document is
-deleted at a time, on Fisher's z = artanh r [2]_, with Student's t of D - 1 degrees of freedom for D
-documents [3]_. Tokens of one document depend on each other and never count as if they did not.
+Runs are compared at equal steps, or with --match loss at equal mean loss, where a value is
+interpolated between the observations on either side. Beside r² stand Spearman's correlation, which
+no heavy tail moves; r² of the probabilities p = exp(-l) of the right token; the mean squared
+difference of losses, which does not grow because losses spread out; and partial r², which holds
+fixed what makes a token hard for any model: n-gram surprisal of orders 1 to 5, the target's
+frequency in the training text, and its position, each with its square.
+
+If two models share nothing but how hard each token is, l_i = T + e_i, then r_ij = a_i a_j with a_i
+the reliability of run i alone. So r between arms A and B is compared with that within them,
+
+    delta = mean log r_AB - (mean log r_AA + mean log r_BB) / 2,    rho2 = exp(2 delta)
+
+which is 1 without any systematic difference, whatever the noise of single runs, and below 1 if runs
+share something within their arm alone. It needs two runs of each arm, and three for an interval.
+
+Two intervals, never pooled. Over units of text (works, or documents): what other text would have
+given with these very models; one unit is deleted at a time, on Fisher's z = artanh r [2]_, with
+Student's t of D - 1 degrees of freedom for D units [3]_. Over runs: what other seeds would have
+given on this text; one run is deleted at a time. Tokens never count as if they were independent.
 
     python -m analyses.r2_over_time studies/quick
+    python -m analyses.r2_over_time studies/seeds --match loss
 
 References
 ----------
 .. [1] 1a3orn (2024), "MoE and Dense Transformers Maybe Learn the Same Thing".
 .. [2] Fisher (1921), "On the 'probable error' of a coefficient of correlation", Metron 1, 3-32.
 .. [3] Efron and Stein (1981), doi:10.1214/aos/1176345462 (the jackknife estimate of variance).
+.. [4] Spearman (1904), doi:10.2307/1412159 (rank correlation, and correction for reliability).
+.. [5] Michaelov et al. (2025), arXiv:2510.24963 (how much of losses n-gram statistics explain).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
-from analyses.reporting import cli, figures
+from analyses.comparison.along import Match, along
+from analyses.comparison.contrasts import arm_contrasts, ceiling
+from analyses.comparison.controls import Controls, difficulty
+from analyses.comparison.loss_similarity import MEASURES, loss_similarity
+from analyses.comparison.runs import run_coordinates, sorted_by_arm
+from analyses.comparison.summary import summarize
+from analyses.comparison.units import unit_labels
+from analyses.comparison.walk import Progress, mean_loss, walk
+from analyses.reporting import cli, figures, pairs
 from analyses.reporting.cohort import runs_sentence, stream_sentence, works_sentence
 from analyses.reporting.report import Drawing, Report, Table, definition_of
 from analyses.reporting.text import interval, labels, listed, number
-from analyses.statistics.correlation import document_moments, fisher_z, pearson_r, r2_interval
-from analyses.statistics.pairs import KINDS, mean_by_label, pair_indices, pair_kinds
-from analyses.statistics.resampling import jackknife, leave_one_out
+from analyses.statistics.bands import simultaneous
+from analyses.statistics.correlation import r2_interval
+from analyses.statistics.resampling import jackknife
 from store.study import Study
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_PAIR = "{} \N{MULTIPLICATION SIGN} {}"
 
 
 def r2_over_time(
     loss: xr.DataArray,
-    document: xr.DataArray,
+    unit: xr.DataArray,
     *,
+    controls: Controls | None = None,
+    match: Match = "step",
     level: float = 0.95,
-    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+    n_resamples: int = 500,
+    progress: Callable[[str], Progress] = lambda description: iter,
+    dask: str | None = None,
+    rng: np.random.Generator | None = None,
 ) -> xr.Dataset:
-    """r² of per-token losses for every pair of runs, kind of pair and pair of arms at every step.
+    """Similarity of per-token losses for every pair of runs, kind of pair and pair of arms.
 
-    Steps are read one at a time: a study may be larger than memory.
+    Places along training are read one at a time: a study may be larger than memory.
 
     Parameters
     ----------
     loss : DataArray (run, step, sequence, pos), nats, with coordinates `arm` and `architecture`
         ("dense" or "moe") on `run`. A run whose losses at a step are not all finite counts as not
         observed there.
-    document : DataArray (sequence), name of each sequence's document.
+    unit : DataArray (sequence), name of each sequence's unit of text (`unit_labels`).
+    controls : what `partial_r2` holds fixed (`difficulty`); without, it is left out.
+    match : "step" or "loss".
     level : coverage of the intervals.
-    progress : wraps the list of steps, to show how far the work is.
+    n_resamples : draws for the simultaneous band.
+    progress : from a description to what wraps a list of places, to show how far the work is.
+    dask : None, "local", or the address of a scheduler.
+    rng : for the simultaneous band; `default_rng(0)` if None.
 
     Returns
     -------
     Dataset
-        `loss_mean (run, step)`, and for x in `pair`, `kind`, `arms`: `x_r2 (x, step)` in [0, 1],
-        `x_r2_ci (x, step, ci_bound)`, `x_fisher_z (x, step)`, `x_n_pairs (x)` and
-        `x_fisher_z_deleted (document, x, step)`, the z without each document, from which any other
-        interval or contrast can be made. Runs are sorted: dense first, then by arm and name.
+        `loss_mean (run, step)`; for each measure x of `MEASURES` the variables of
+        `comparison.summary.summarize` along `step` or `loss_level` (`partial_r2` also along
+        `control`); `kind_r2_band`, simultaneous over all places; `ceiling` and `ceiling_ci`, the
+        r² between dense and MoE that noise alone would leave; and those of
+        `comparison.summary.arm_contrasts`.
 
     Raises
     ------
     ValueError
-        With fewer than two runs or two documents, or without the coordinates.
+        With fewer than two runs or two units, without the coordinates, or if losses are to be
+        matched and the runs have none in common.
     """
-    loss = _sorted_by_arm(loss)
-    # zarr's text, as plain xarray reads it, turns into numpy's by way of objects only
-    names = document.values.astype(object).astype(str)
-    documents, sequence_document = np.unique(names, return_inverse=True)
-    token_document = np.repeat(sequence_document, loss.sizes["pos"])
-    first, second = pair_indices(loss.sizes["run"])
-    loss_mean = np.full((loss.sizes["run"], loss.sizes["step"]), np.nan)
-    z = np.full((len(first), loss.sizes["step"]), np.nan)
-    z_deleted = np.full((len(documents), *z.shape), np.nan)
-    for i in progress(range(loss.sizes["step"])):
-        values = loss.isel(step=i).transpose("run", "sequence", "pos").values
-        values = values.reshape(len(values), -1)
-        finite = np.isfinite(values).all(axis=-1)
-        loss_mean[finite, i] = values[finite].mean(axis=-1, dtype=np.float64)
-        moments = document_moments(values, token_document)
-        z[:, i] = fisher_z(pearson_r(moments.sum(axis=0)))[first, second]
-        z_deleted[:, :, i] = fisher_z(pearson_r(leave_one_out(moments)))[:, first, second]
+    loss = sorted_by_arm(loss)
+    runs = run_coordinates(loss)
+    loss_mean = mean_loss(loss, progress=progress("mean losses"), dask=dask)
+    places = along(loss_mean, match)
+    compared = walk(
+        loss, unit, places, partial(loss_similarity, controls=controls),
+        progress=progress("comparing runs"), dask=dask,
+    )  # fmt: skip
+    result = xr.Dataset({"loss_mean": loss_mean}, attrs={"level": level, "match": match})
+    for name, (estimate, deleted) in compared.items():
+        scale, long_name, units = MEASURES[name]
+        if name == "partial_r2" and controls is not None:
+            renamed = {"partial_r2_0": "control"}
+            rungs = {"control": list(controls.rungs)}
+            estimate = estimate.rename(renamed).assign_coords(rungs)
+            deleted = deleted.rename(renamed).assign_coords(rungs)
+        of_measure = summarize(
+            name, estimate, deleted, runs,
+            scale=scale, long_name=long_name, units=units, level=level,
+        )  # fmt: skip
+        result = result.merge(of_measure, compat="equals")
+    result = result.merge(arm_contrasts(*compared["r2"], runs, level=level))
+    result = result.merge(ceiling(result, level=level))
+    rng = rng or np.random.default_rng(0)
+    return result.assign(kind_r2_band=_band(result, level=level, n_resamples=n_resamples, rng=rng))
 
-    pairs = _pairs(loss)
-    result = xr.Dataset(
-        {"loss_mean": (("run", "step"), loss_mean, labels("mean loss", "nat"))},
-        {name: c.variable for name, c in loss.coords.items() if c.dims in (("run",), ("step",))},
-        {"level": level},
+
+def _band(
+    result: xr.Dataset, *, level: float, n_resamples: int, rng: np.random.Generator
+) -> xr.DataArray:
+    """Band of r² of each kind that holds at all places at once."""
+    dims = result["kind_r2"].dims
+    deleted = result["kind_r2_deleted"].transpose("unit", *dims).values
+    z = result["kind_r2_inner"].values
+    ci, _ = simultaneous(
+        jackknife(z, deleted, level=level), level=level, n_resamples=n_resamples, axis=-1, rng=rng
     )
-    result = result.assign_coords(pairs.coords).assign_coords(
-        document=("document", documents, labels("document")),
-        n_tokens=("document", np.bincount(token_document), labels("tokens in the document")),
-        ci_bound=["lower", "upper"],
-    )
-    for dim in ("pair", "kind", "arms"):
-        label = pairs["pair" if dim == "pair" else f"pair_{dim}"].values
-        result = result.merge(_similarity(dim, label, z, z_deleted, level=level))
-    return result
-
-
-def _sorted_by_arm(loss: xr.DataArray) -> xr.DataArray:
-    for name in ("arm", "architecture"):
-        if name not in loss.coords:
-            raise ValueError(
-                f"the losses have no coordinate {name!r} on run; read them with "
-                'Study.open(...).dataset("losses")["loss"]'
-            )
-    runs = loss["run"].values.astype(str)
-    if len(runs) < 2:
-        raise ValueError(
-            f"r² compares runs, and {listed(runs) if len(runs) else 'none'} was observed; give a "
-            "study, or runs, of at least 2 observed models"
-        )
-    is_moe = loss["architecture"].values != "dense"
-    return loss.isel(run=np.lexsort([runs, loss["arm"].values.astype(str), is_moe]))
-
-
-def _pairs(loss: xr.DataArray) -> xr.Dataset:
-    """Coordinates on `pair`: its two runs, their arms, and what kind of pair they make."""
-    run, arm = loss["run"].values.astype(str), loss["arm"].values.astype(str)
-    first, second = pair_indices(len(run))
-
-    def joined(names: np.ndarray) -> list[str]:
-        return [_PAIR.format(a, b) for a, b in zip(names[first], names[second], strict=True)]
-
-    return xr.Dataset(
-        coords={
-            "pair": joined(run),
-            "arm_a": ("pair", arm[first]),
-            "arm_b": ("pair", arm[second]),
-            "pair_kind": ("pair", pair_kinds(loss["architecture"].values != "dense")),
-            "pair_arms": ("pair", joined(arm)),
-        }
-    )
-
-
-def _similarity(
-    dim: str, label: np.ndarray, z: np.ndarray, z_deleted: np.ndarray, *, level: float
-) -> xr.Dataset:
-    """r² with its interval from the mean z of the pairs that share a label.
-
-    Parameters
-    ----------
-    label : (pair), what the pairs are grouped by.
-    z : (pair, step)
-    z_deleted : (document, pair, step)
-    """
-    names, mean = mean_by_label(z, label, axis=0)
-    _, deleted = mean_by_label(z_deleted, label, axis=1)
-    r2_ci = r2_interval(jackknife(mean, deleted, level=level).ci)
-    draws = labels("Fisher z of r without one document")
-    return xr.Dataset(
-        {
-            f"{dim}_r2": ((dim, "step"), np.tanh(mean) ** 2, labels("r² of per-token losses")),
-            f"{dim}_r2_ci": ((dim, "step", "ci_bound"), r2_ci, labels("interval of r²")),
-            f"{dim}_fisher_z": ((dim, "step"), mean, labels("Fisher z of r")),
-            f"{dim}_fisher_z_deleted": (("document", dim, "step"), deleted, draws),
-            f"{dim}_n_pairs": (dim, [int((label == name).sum()) for name in names]),
-        },
-        {dim: names},
-    )
+    attrs = labels("r² of per-token losses, simultaneous band over units of text")
+    return xr.DataArray(r2_interval(ci), dims=(*dims, "ci_bound"), attrs=attrs)
 
 
 def plot(result: xr.Dataset) -> "Figure":
-    """One panel a kind of pair: each pair a thin line, its dots in the colours of its two arms."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
+    """r² over training, one panel a kind of pair, and what noise of single runs alone would leave."""
+    return pairs.draw(result, "r2", ceiling=True, fisher=True)
 
-    kinds = result["kind"].values
+
+def plot_contrasts(result: xr.Dataset) -> "Figure":
+    """rho2 of each two arms, with both intervals, from where r² is half or more in all arms."""
+    from matplotlib.lines import Line2D
+
+    dim, unit = pairs.place_dim(result), result["unit"].attrs["long_name"]
+    contrasts = result["contrast"].values
+    # a ratio of small correlations is noise, which would set the scale for all the rest
+    drawn = result.isel({dim: np.flatnonzero((result["arms_r2"] >= 0.5).all("arms"))})
     with figures.style():
-        figure = figures.new_figure(width=1.0 + 2.9 * len(kinds), height=3.7)
-        axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-        for ax, kind in zip(axes, kinds, strict=True):
-            _panel(ax, result, str(kind))
-        axes[0].set_ylabel(figures.axis_label(result["kind_r2"]))
+        n_columns = min(4, len(contrasts))
+        n_rows = -(-len(contrasts) // n_columns)
+        figure = figures.new_figure(width=1.0 + 2.5 * n_columns, height=0.6 + 2.2 * n_rows)
+        axes = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False).ravel()
+        for ax in axes[len(contrasts) :]:
+            ax.set_visible(False)
+        for ax, contrast in zip(axes, contrasts, strict=False):
+            at = drawn.sel(contrast=contrast)
+            ax.axhline(1, color=figures.CEILING, lw=1.2, ls=(0, (4, 2)))
+            low, high = at["rho2_ci"].transpose("ci_bound", dim)
+            ax.fill_between(at[dim], low, high, color=figures.INK, alpha=0.15, lw=0)
+            low, high = at["rho2_run_ci"].transpose("ci_bound", dim)
+            ax.vlines(at[dim], low, high, color=figures.INK, lw=0.8)
+            ax.plot(at[dim], at["rho2"], color=figures.INK, lw=1.2, marker="o", markersize=3)
+            figures.panel_title(ax, str(contrast))
+            figures.place_axis(ax, drawn[dim])
+        for ax in axes[::n_columns]:
+            ax.set_ylabel("rho2")
         figure.legend(
             handles=[
-                *figures.arm_handles(dict.fromkeys(result["arm"].values.astype(str))),
-                Line2D([], [], color=figures.INK, lw=1.2, label="mean of the kind"),
-                Patch(color=figures.INK, alpha=0.15, lw=0, label="95% interval over documents"),
+                Line2D([], [], color=figures.CEILING, lw=1.2, ls=(0, (4, 2)),
+                       label="no systematic difference"),
+                *pairs.interval_handles(unit, runs=True),
             ],
             loc="outside lower center",
-            ncols=7,
-        )
+            ncols=4,
+        )  # fmt: skip
     return figure
 
 
-def _panel(ax: "Axes", result: xr.Dataset, kind: str) -> None:
-    pairs = result[["pair_r2"]].isel(pair=np.flatnonzero(result["pair_kind"] == kind))
-    n_pairs = pairs.sizes["pair"]
-    for i in range(n_pairs):
-        pair = pairs.isel(pair=i).dropna("step", subset=["pair_r2"])
-        a, b = (figures.arm_color(str(pair[arm].item())) for arm in ("arm_a", "arm_b"))
-        ax.plot(pair["step"], pair["pair_r2"], color="#B5B5B5", lw=0.6, zorder=2.0)
-        ax.plot(
-            pair["step"], pair["pair_r2"], ls="", marker="o", markeredgewidth=0, zorder=2.4,
-            markersize=max(2.4, 4.8 / max(1, n_pairs / 8) ** 0.5), fillstyle="left",
-            markerfacecolor=a, markerfacecoloralt=b,
-        )  # fmt: skip
-    mean = result[["kind_r2", "kind_r2_ci"]].sel(kind=kind).dropna("step", subset=["kind_r2"])
-    low, high = mean["kind_r2_ci"].transpose("ci_bound", "step")
-    ax.fill_between(mean["step"], low, high, color=figures.INK, alpha=0.15, lw=0)
-    # many pairs would bury their mean, and a mean on top would bury few
-    front = 2.6 if n_pairs > 12 else 2.2
-    ax.plot(mean["step"], mean["kind_r2"], color="white", lw=2.6, zorder=front)
-    ax.plot(mean["step"], mean["kind_r2"], color=figures.INK, lw=1.2, zorder=front)
-    if mean.sizes["step"]:
-        end = mean.isel(step=-1)
-        figures.end_label(ax, float(end["step"]), float(end["kind_r2"]), number(end["kind_r2"]))
-    figures.panel_title(ax, kind, f"{n_pairs} pair{'s' if n_pairs > 1 else ''}")
-    figures.step_axis(ax, result["step"].values.tolist())
+def plot_ladder(at: xr.Dataset) -> "Figure":
+    """Partial r² of each kind of pair at one place, as more of a token's difficulty is held fixed."""
+    kinds = at["kind"].values
+    rungs = ["nothing", *at["control"].values.tolist()]
+    with figures.style():
+        figure = figures.new_figure(width=7.4, height=3.6)
+        ax = figure.subplots()
+        for i, kind in enumerate(kinds):
+            of_kind = at.sel(kind=kind)
+            value, ci, run_ci = (
+                np.concatenate([of_kind[f"kind_r2{s}"].values[None],
+                                of_kind[f"kind_partial_r2{s}"].transpose("control", ...).values])
+                for s in ("", "_ci", "_run_ci")
+            )  # fmt: skip
+            x = np.arange(len(rungs)) + 0.18 * (i - (len(kinds) - 1) / 2)
+            color = figures.KIND_COLORS[str(kind)]
+            ax.vlines(x, *ci.T, color=color, lw=4, alpha=0.3)
+            ax.vlines(x, *run_ci.T, color=color, lw=1)
+            ax.plot(x, value, ls="", marker="o", markersize=4.5, color=color, label=str(kind))
+        ax.set_xticks(range(len(rungs)), rungs)
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel("held fixed (each rung adds to those on its left)")
+        ax.set_ylabel("partial r² of losses")
+        ax.legend()
+    return figure
+
+
+def plot_measures(result: xr.Dataset) -> "Figure":
+    """The kinds of pair by every other measure, over training."""
+    dim = pairs.place_dim(result)
+    names = ("spearman", "p_r2", "squared_difference")
+    with figures.style():
+        figure = figures.new_figure(width=9.7, height=3.4)
+        for ax, name in zip(figure.subplots(1, 3), names, strict=True):
+            for kind in result["kind"].values:
+                at = result.sel(kind=kind).dropna(dim, subset=[f"kind_{name}"])
+                color = figures.KIND_COLORS[str(kind)]
+                low, high = at[f"kind_{name}_ci"].transpose("ci_bound", dim)
+                ax.fill_between(at[dim], low, high, color=color, alpha=0.15, lw=0)
+                ax.plot(at[dim], at[f"kind_{name}"], color=color, lw=1.2, marker="o",
+                        markersize=2.6, label=str(kind))  # fmt: skip
+            figures.place_axis(ax, result[dim])
+            measure, _, of_what = figures.axis_label(result[f"kind_{name}"]).partition(" of ")
+            ax.set_title(f"{measure}\nof {of_what}", fontsize=9, fontweight="normal")
+        handles, shown = ax.get_legend_handles_labels()
+        figure.legend(handles, shown, loc="outside lower center", ncols=3)
+    return figure
 
 
 def report(study: Study, options: cli.Options) -> Report:
-    """The analysis of a study, with its tables, figure and caveats."""
+    """The analysis of a study, with its tables, figures and caveats."""
     observed = [run.name for run in study.runs if len(run.committed)]
     loss, probe_set = study.dataset("losses")["loss"].sel(run=observed), study.probe_set.load()
     result = r2_over_time(
-        loss, probe_set["document"], progress=partial(cli.track, description="steps")
+        loss,
+        unit_labels(probe_set, options.unit),
+        controls=difficulty(probe_set),
+        match=options.match,
+        n_resamples=options.n_resamples,
+        progress=lambda description: partial(cli.track, description=description),
+        dask=options.dask,
+        rng=np.random.default_rng(options.seed),
     )
-    steps = _steps_with_values(result)
-    last = int(steps[-1])
+    places = pairs.places_with_values(result, "r2")
+    last = result.isel({pairs.place_dim(result): int(places[-1])})
     hashes = study.dataset("training")["stream_hash"].sel(run=observed)
     same_stream, stream = stream_sentence(hashes)
-    shown = steps[np.unique(np.linspace(0, len(steps) - 1, 4).round().astype(int))]
+    shown = places[np.unique(np.linspace(0, len(places) - 1, 4).round().astype(int))]
     return Report(
         analysis="r2_over_time",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=_finding(result.sel(step=last)) + ("" if same_stream else f" {stream}"),
-        tables=(
-            _similarity_table(result, "kind", steps=shown),
-            _similarity_table(result, "arms", steps=steps[-1:]),
-            _run_table(result.sel(step=last)),
-        ),
-        drawings=(
-            Drawing(
-                name="r2_over_time",
-                title="r² of per-token losses over training, by kind of pair",
-                caption="A dot is a pair of runs at an observed step, its halves in the colours "
-                "of the two arms; the line is the mean of the kind, the band its interval over "
-                "documents. Step 0 is initialization; the axis is linear to 1, then logarithmic.",
-                figure=plot(result),
-                data={
-                    "r2_by_pair": result[["pair_r2", "pair_r2_ci"]],
-                    "r2_by_kind": result[["kind_r2", "kind_r2_ci"]],
-                },
-            ),
-        ),
+        finding=_finding(last) + ("" if same_stream else f" {stream}"),
+        tables=tuple(_tables(result, last, shown)),
+        drawings=tuple(_drawings(result, last)),
         reading="Higher means that two models find the same tokens hard. What all models share, "
         "such as that rare words are hard, puts r² well above 0 for any two trained models, so "
-        "compare panels at one step, not one panel with 0. Dots of one panel further apart than "
-        "the band is wide differ by more than the choice of documents explains.",
-        caveats=(
-            stream,
-            *_caveats(result, result.sel(step=last)),
-            *_works_caveat(loss.sel(step=[last]), probe_set),
-        ),
+        "compare panels at one place, not one panel with 0. The dashed line in dense-MoE is where "
+        "it would lie if noise of single runs were all that differs; rho2 divides by it, arm by "
+        "arm. Dots of one panel further apart than the band is wide differ by more than the choice "
+        "of text explains.",
+        caveats=(stream, *_caveats(result, last, probe_set)),
         result=result,
         command=options.command,
         provenance=options.provenance,
     )
 
 
-def _steps_with_values(result: xr.Dataset) -> np.ndarray:
-    """Steps at which as many kinds of pair have a value as at any step."""
-    n_kinds = result["kind_r2"].notnull().sum("kind").values
-    if not n_kinds.any():
-        raise ValueError(
-            "there is no step that all runs of a kind of pair observed with finite losses; wait "
-            "until the runs got further, or give the paths of runs that have steps in common"
+def _drawings(result: xr.Dataset, last: xr.Dataset) -> Iterator[Drawing]:
+    unit, where = result["unit"].attrs["long_name"], pairs.place_text(last)
+    matched = "at equal mean loss" if "loss_level" in result.dims else "over training"
+    ends = "Step 0 is initialization; the axis is linear to 1, then logarithmic."
+    yield Drawing(
+        name="r2_over_time",
+        title=f"r² of per-token losses {matched}, by kind of pair",
+        caption="A dot is a pair of runs, its halves in the colours of the two arms; the line is "
+        f"the mean of the kind, the band its interval over {unit}s, the bars that over runs. The "
+        "r² axis is even in Fisher's z. "
+        + ("Training goes from left to right." if "loss_level" in result.dims else ends),
+        figure=plot(result),
+        data={
+            "r2_by_pair": result[["pair_r2", "pair_r2_ci"]],
+            "r2_by_kind": result[["kind_r2", "kind_r2_ci", "kind_r2_run_ci", "kind_r2_band"]],
+        },
+    )
+    if result.sizes["contrast"]:
+        names = [f"rho2{suffix}" for suffix in ("", "_ci", "_run_ci")]
+        yield Drawing(
+            name="rho2",
+            title=f"Similarity of arms corrected for noise of single runs, rho2, {matched}",
+            caption="1 means that runs of two arms agree as well as noise of single runs lets "
+            f"them. The band is the interval over {unit}s, the bars are that over runs. Drawn from "
+            "where r² is 0.1 or more within and between all arms; before, the ratio is noise.",
+            figure=plot_contrasts(result),
+            data={"rho2": result[names]},
         )
-    return result["step"].values[n_kinds == n_kinds.max()]
+    if "control" in result.dims:
+        names = [f"kind_partial_r2{suffix}" for suffix in ("", "_ci", "_run_ci")]
+        yield Drawing(
+            name="partial_r2",
+            title=f"What is left of r² at {where} when a token's difficulty is held fixed",
+            caption=f"Wide bars are intervals over {unit}s, thin ones over runs.",
+            figure=plot_ladder(last),
+            data={"partial_r2": last[names]},
+        )
+    names = ["spearman", "p_r2", "squared_difference"]
+    yield Drawing(
+        name="measures",
+        title=f"Other measures of the same {matched}",
+        caption=f"Means of the kinds of pair, with intervals over {unit}s.",
+        figure=plot_measures(result),
+        data={"measures": result[[f"kind_{n}{suffix}" for n in names for suffix in ("", "_ci")]]},
+    )
 
 
 def _finding(at: xr.Dataset) -> str:
-    r2 = [
-        f"{number(at['kind_r2'][i])} ({interval(*at['kind_r2_ci'].values[i])}) for {kind}"
-        for i, kind in enumerate(at["kind"].values)
+    sentences = [
+        f"At {pairs.place_text(at)}, r² of per-token losses is "
+        f"{listed(pairs.estimates(at, 'r2'))} pairs, with 95% intervals "
+        f"({at.sizes['unit']} {at['unit'].attrs['long_name']}s, "
+        f"{int(at['n_tokens'].sum()):,} tokens)."
     ]
-    loss = at["loss_mean"].dropna("run")
-    return (
-        f"At step {int(at['step']):,}, r² of per-token losses is {listed(r2)} pairs, with 95% "
-        f"intervals over {at.sizes['document']} documents ({int(at['n_tokens'].sum()):,} tokens). "
-        f"The runs' mean losses then lie between {number(loss.min())} and {number(loss.max())} "
-        f"nats. {runs_sentence(at['arm'].values)}"
-    )
+    if at["loss_mean"].dims == ("run",):
+        loss = at["loss_mean"].dropna("run")
+        sentences.append(
+            f"The runs' mean losses then lie between {number(loss.min())} and "
+            f"{number(loss.max())} nats."
+        )
+    told = at.isel(contrast=np.flatnonzero(at["rho2_run_ci"].notnull().all("ci_bound")))
+    corrected = [
+        f"{number(told['rho2'][i], digits=4)} ({interval(*ci, digits=4)}) for {contrast}"
+        for i, (contrast, ci) in enumerate(
+            zip(told["contrast"].values, told["rho2_run_ci"].values, strict=True)
+        )
+    ]
+    if corrected:
+        sentences.append(
+            "Corrected for the noise of single runs, similarity rho2, 1 if arms differ in nothing "
+            f"systematic, is {listed(corrected)}, with 95% intervals over runs."
+        )
+    return " ".join([*sentences, runs_sentence(at["arm"].values)])
 
 
-def _caveats(result: xr.Dataset, at: xr.Dataset) -> Iterator[str]:
+def _caveats(result: xr.Dataset, at: xr.Dataset, probe_set: xr.Dataset) -> Iterator[str]:
+    unit = result["unit"].attrs["long_name"]
     yield (
-        "The intervals hold for other documents and these very checkpoints. They leave out how far "
-        "another seed would have moved the values; for that, look at the spread of the dots. They "
-        "hold step by step, not for a whole curve at once."
+        f"Intervals over {unit}s hold for other text and these very checkpoints; intervals over "
+        "runs hold for other seeds and this very text. Neither contains the other, and both hold "
+        "place by place; the file r2_by_kind.csv has a band that holds for a whole curve."
     )
-    ceiling = ""
-    if set(KINDS) == set(at["kind"].values):
-        r2 = {kind: float(at["kind_r2"].sel(kind=kind)) for kind in KINDS}
-        expected = (r2["dense-dense"] * r2["MoE-MoE"]) ** 0.5
-        ceiling = f" Here that mean of r² is {number(expected)}, against {number(r2['dense-MoE'])}."
     yield (
-        "If two models share nothing but how hard each token is, r between the kinds is the "
-        "geometric mean sqrt(r_dd · r_mm) of r within them. So dense-MoE above MoE-MoE is what "
-        "noisier MoE seeds alone would give, and no sign that the architectures agree." + ceiling
+        "dense-MoE above MoE-MoE is what noisier MoE seeds alone would give: r between the kinds "
+        "is then the geometric mean of r within them. It is no sign that architectures agree."
     )
+    if at.sizes["contrast"] > 1:
+        yield (
+            f"The {at.sizes['contrast']} contrasts of arms are not corrected for their number; "
+            "`python -m analyses.significance` tests the few that were stated beforehand."
+        )
     yield (
         "r² also moves because losses spread out as models learn, and because one run is ahead of "
-        "another at the same step. A rise over training is not by itself growing agreement."
+        "another at the same step (compare --match loss). A rise over training is not by itself "
+        "growing agreement."
     )
+    if "control" in result.dims:
+        yield (
+            "Partial r² is an upper bound of what models share beyond n-gram statistics, because "
+            "the n-gram model estimates them with error."
+        )
     dense = np.unique(at["arm"].values[at["architecture"].values == "dense"])
     if len(dense) > 1:
         yield (
             f"The kind dense-dense mixes pairs that differ in seed with pairs that differ in size "
-            f"({listed(dense)}); the table by arms keeps them apart."
+            f"({listed(dense)}); the table by arms keeps them apart, and so does rho2."
         )
+    if unit == "document" and (works := works_sentence(probe_set)) is not None:
+        yield f"{works} Use --unit work."
     for run, loss in result["loss_mean"].groupby("run"):
         if missing := int(loss.isnull().sum()):
             yield (
@@ -336,45 +403,55 @@ def _caveats(result: xr.Dataset, at: xr.Dataset) -> Iterator[str]:
             )
 
 
-def _works_caveat(loss: xr.DataArray, probe_set: xr.Dataset) -> Iterator[str]:
-    """What deleting works instead of documents makes of the intervals, at one step."""
-    if (works := works_sentence(probe_set)) is None:
-        return
-    yield works
-    if len(np.unique(probe_set["work"])) > 1:
-        at = r2_over_time(loss, probe_set["work"]).isel(step=0)
-        wider = [
-            f"{interval(*ci)} for {kind}"
-            for kind, ci in zip(at["kind"].values, at["kind_r2_ci"].values, strict=True)
+def _tables(result: xr.Dataset, at: xr.Dataset, places: np.ndarray) -> Iterator[Table]:
+    last = places[-1:]
+    yield pairs.table(result, "r2", "kind", places=places, title="r² by kind of pair")
+    yield pairs.table(result, "r2", "arms", places=last, title="r² by arms")
+    where = pairs.place_text(at)
+    if result.sizes["contrast"]:
+        unit = result["unit"].attrs["long_name"]
+        rows = [
+            (
+                str(contrast),
+                number(of_arms["delta"], digits=4),
+                number(of_arms["rho2"], digits=4),
+                interval(*of_arms["rho2_ci"].values, digits=4),
+                interval(*of_arms["rho2_run_ci"].values, digits=4),
+            )
+            for contrast in at["contrast"].values
+            for of_arms in [at.sel(contrast=contrast)]
         ]
-        yield (
-            f"With a work deleted at a time in place of a document, the intervals at step "
-            f"{int(at['step']):,} are {listed(wider)}."
-        )
-
-
-def _similarity_table(result: xr.Dataset, dim: str, *, steps: Iterable[int]) -> Table:
-    rows = []
-    for name in result[dim].values:
-        for step in map(int, steps):
-            at = result.sel({dim: name, "step": step})
-            r2, ci = number(at[f"{dim}_r2"]), interval(*at[f"{dim}_r2_ci"].values)
-            rows.append((str(name), f"{step:,}", str(int(at[f"{dim}_n_pairs"])), r2, ci))
-    title = {"kind": "By kind of pair", "arms": "By arms"}[dim]
-    return Table(title, (dim, "step", "pairs", "r²", "95% interval"), tuple(rows))
-
-
-def _run_table(at: xr.Dataset) -> Table:
-    rows = tuple(
-        (str(run), str(arm), number(loss, digits=4))
-        for run, arm, loss in zip(*(at[x].values for x in ("run", "arm", "loss_mean")), strict=True)
-    )
-    return Table(f"Mean loss at step {int(at['step']):,}", ("run", "arm", "nats"), rows)
+        head = ("arms", "delta", "rho2", f"95% of rho2 over {unit}s", "95% of rho2 over runs")
+        yield Table(f"Seed-corrected similarity at {where}", head, tuple(rows))
+    for name in ("spearman", "p_r2", "squared_difference"):
+        yield pairs.table(result, name, "kind", places=last, title=f"{MEASURES[name][1]}, {where}")
+    if "control" in result.dims:
+        kinds = at["kind"].values
+        ladder = [
+            (str(rung), *(
+                f"{number(at['kind_partial_r2'].sel(control=rung, kind=kind))} "
+                f"({interval(*at['kind_partial_r2_ci'].sel(control=rung, kind=kind).values)})"
+                for kind in kinds
+            ))
+            for rung in at["control"].values
+        ]  # fmt: skip
+        yield Table(f"Partial r² at {where}, by what is held fixed", ("", *kinds), tuple(ladder))
+    step = result["loss_mean"].dropna("step")["step"].values
+    if len(step):
+        means = result["loss_mean"].sel(step=step[-1])
+        losses = [
+            (str(run), str(arm), number(loss, digits=4))
+            for run, arm, loss in zip(
+                means["run"].values, means["arm"].values, means.values, strict=True
+            )
+        ]
+        yield Table(f"Mean loss at step {int(step[-1]):,}", ("run", "arm", "nats"), tuple(losses))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return cli.run(cli.Analysis("r2_over_time", str(__doc__), report, random=False), argv)
+    uses = frozenset({"random", "unit", "match", "dask"})
+    return cli.run(cli.Analysis("r2_over_time", str(__doc__), report, uses), argv)
 
 
 if __name__ == "__main__":

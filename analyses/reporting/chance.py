@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from analyses.reporting import figures
 from analyses.reporting.text import labels
@@ -75,16 +74,3 @@ def draw_line(ax: "Axes", run: xr.Dataset, name: str) -> None:
     low, high = run[f"{name}_ci"].transpose("ci_bound", "step")
     ax.fill_between(run["step"], low, high, color=color, alpha=0.18, lw=0)
     ax.plot(run["step"], run[name], color=color, lw=1.2, marker="o", markersize=2.6)
-
-
-def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """p-values of one family, corrected so that any false claim in it is as rare as the level.
-
-    References
-    ----------
-    .. [1] Holm (1979), "A simple sequentially rejective multiple test procedure", Scandinavian
-       Journal of Statistics 6, 65-70.
-    """
-    from statsmodels.stats.multitest import multipletests
-
-    return multipletests(p, method="holm")[1]

@@ -1,6 +1,7 @@
 """The one command line: every analysis takes the same arguments and they mean the same.
 
 python -m analyses.<name> [STUDY_OR_RUNS ...] [--report DIR] [--seed N] [--n-resamples N]
+    [--unit work|document] [--match step|loss] [--dask local|ADDRESS]
 """
 
 import argparse
@@ -11,14 +12,24 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, get_args
 
+from analyses.comparison.along import Match
+from analyses.comparison.units import Unit
 from analyses.reporting.report import Report, write
 from store.provenance import provenance
 from store.study import Study, newest_study
 
 T = TypeVar("T")
 N_RESAMPLES = 500
+
+_USES = {
+    "--seed": "random",
+    "--n-resamples": "random",
+    "--unit": "unit",
+    "--match": "match",
+    "--dask": "dask",
+}
 
 _EPILOG = """\
 Without STUDY_OR_RUNS the newest study under studies/ is analysed. To make one:
@@ -34,12 +45,18 @@ class Options:
     ----------
     seed : of everything random.
     n_resamples : draws of a resampling scheme.
+    unit : of text, that intervals and nulls resample.
+    match : where along training runs are compared.
+    dask : where to compute: None is here, else "local" or the address of a scheduler.
     command : the command as it was given, to be repeated.
     provenance : where the numbers come from, as name and value.
     """
 
     seed: int
     n_resamples: int
+    unit: Unit
+    match: Match
+    dask: str | None
     command: str
     provenance: dict[str, str]
 
@@ -51,13 +68,14 @@ class Analysis(NamedTuple):
     ----------
     name, docstring : of its module.
     report : from a study and options to a report.
-    random : whether it draws at random, so that --seed and --n-resamples matter.
+    uses : which of the options it heeds: "random" (--seed and --n-resamples), "unit", "match",
+        "dask".
     """
 
     name: str
     docstring: str
     report: Callable[[Study, Options], Report]
-    random: bool
+    uses: frozenset[str] = frozenset()
 
 
 def run(analysis: Analysis, argv: Sequence[str] | None = None) -> int:
@@ -117,6 +135,22 @@ def parser(program: str, docstring: str) -> argparse.ArgumentParser:
         type=_natural,
         metavar="N",
         help=f"draws of a resampling scheme (default: {N_RESAMPLES})",
+    )
+    parsed.add_argument(
+        "--unit",
+        choices=get_args(Unit),
+        help="unit of text that intervals resample; a work may have several documents "
+        "(default: work)",
+    )
+    parsed.add_argument(
+        "--match",
+        choices=get_args(Match),
+        help="compare runs at equal steps or at equal mean loss (default: step)",
+    )
+    parsed.add_argument(
+        "--dask",
+        metavar="WHERE",
+        help="compute on dask: local, or the address of a scheduler (default: without dask)",
     )
     return parsed
 
@@ -186,18 +220,24 @@ def _newest(analysis: str) -> str:
 def _options(
     analysis: Analysis, study: Study, arguments: argparse.Namespace, paths: Sequence[str]
 ) -> Options:
-    chosen = {"--seed": arguments.seed, "--n-resamples": arguments.n_resamples}
-    given = {option: value for option, value in chosen.items() if value is not None}
-    if not analysis.random:
-        for option in given:
-            print(f"{analysis.name}: {option} is ignored, nothing is random", file=sys.stderr)
-        given = {}
+    given = {}
+    for option, use in _USES.items():
+        value = getattr(arguments, option.strip("-").replace("-", "_"))
+        if value is None:
+            continue
+        if use in analysis.uses:
+            given[option] = value
+        else:
+            print(f"{analysis.name}: {option} is ignored, nothing depends on it", file=sys.stderr)
     flags = [str(part) for option in given.items() for part in option]
     if arguments.report is not None:
         flags += ["--report", str(arguments.report)]
     return Options(
         seed=given.get("--seed", 0),
         n_resamples=given.get("--n-resamples", N_RESAMPLES),
+        unit=given.get("--unit", "work"),
+        match=given.get("--match", "step"),
+        dask=given.get("--dask"),
         command=shlex.join(["python", "-m", f"analyses.{analysis.name}", *paths, *flags]),
         provenance=_provenance(study),
     )

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 INK = "#222222"
 NULL = "#8A8A8A"
+CEILING = "#7B3294"
 ARM_COLORS = {"dense": "#0072B2", "switch": "#D55E00", "ungated": "#E69F00", "hash": "#009E73"}
+KIND_COLORS = {"dense-dense": "#0072B2", "dense-MoE": "#7B3294", "MoE-MoE": "#D55E00"}
 _OTHER_DENSE = "#56B4E9"
 _OTHER_ARMS = ("#CC79A7", "#A6A04B", "#7F7F7F")
 
@@ -106,6 +108,37 @@ def step_axis(ax: "Axes", steps: Iterable[int]) -> None:
     # room on the right for the value at the end of a line
     ax.set_xlim(-0.25, max(last, 1) * 2.4)
     ax.set_xlabel("step")
+
+
+def place_axis(ax: "Axes", place: xr.DataArray) -> None:
+    """The axis along which runs are compared: steps, or mean losses from high to low."""
+    if place.name == "step":
+        return step_axis(ax, place.values.tolist())
+    high, low = float(place.max()), float(place.min())
+    room = 0.18 * (high - low)
+    ax.set_xlim(high + 0.02 * (high - low), low - room)
+    ax.set_xlabel("mean loss of the runs compared (nat)")
+
+
+def fisher_axis(ax: "Axes", *, largest: float) -> None:
+    """An axis of r² on which equal lengths are equal differences of Fisher's z = artanh r.
+
+    Parameters
+    ----------
+    largest : r² that it must show.
+    """
+    ticks = [0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.999, 0.9999]
+    top = next((tick for tick in ticks[2:] if tick > largest), 1 - 1e-6)
+    ax.set_yscale(
+        "function",
+        functions=(
+            lambda r2: np.arctanh(np.sqrt(np.clip(r2, 0, 1 - 1e-9))),
+            lambda z: np.tanh(np.maximum(z, 0)) ** 2,
+        ),
+    )
+    shown = [tick for tick in ticks if tick <= top]
+    ax.set_yticks(shown, [f"{tick:g}" for tick in shown])
+    ax.set_ylim(0, top)
 
 
 def panel_title(ax: "Axes", title: str, detail: str = "") -> None:

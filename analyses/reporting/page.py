@@ -11,8 +11,8 @@ from analyses.reporting.report import Drawing, Report, Table
 from analyses.reporting.text import escape, printable
 
 _FILES = (
-    "Files: [results.json](results.json) holds every number, with intervals; draws too, but for "
-    "arrays of more than 100,000 elements, which it names under `left_out`."
+    "Files: [results.json](results.json) holds every number, with intervals and draws; arrays of "
+    "more than 100,000 elements stand in `draws.npz`, and it says which."
 )
 
 

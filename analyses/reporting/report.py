@@ -1,7 +1,8 @@
 """A report: one question asked of one study, its answer, and all that the answer rests on.
 
 `write` fills a folder with `index.md` (a MyST page), each figure as SVG and PNG, the data of each
-figure as CSV, and `results.json` (the whole result, intervals and draws included).
+figure as CSV, `results.json` (every number, intervals included), and, where draws are many,
+`draws.npz` with those.
 """
 
 import inspect
@@ -21,7 +22,7 @@ from analyses.reporting import figures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST_DRAWS = 100_000
+_LARGE = 100_000
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,11 @@ def write(report: Report, folder: Path) -> Path:
         for name, data in drawing.data.items():
             _write_text(folder / f"{name}.csv", as_csv(data))
     _write_text(folder / "results.json", as_json(report))
+    draws = folder / "draws.npz"
+    draws.unlink(missing_ok=True)
+    if large := large_variables(report.result):
+        arrays: dict[str, Any] = {name: report.result[name].values for name in large}
+        np.savez_compressed(draws, **arrays)
     index = folder / "index.md"
     _write_text(index, page(report))
     return index
@@ -152,10 +158,9 @@ def as_json(report: Report) -> str:
     """The result as strict JSON, in the layout of `xarray.Dataset.from_dict`; missing is null.
 
     Numbers carry eight significant digits. Variables of more than 100,000 elements (draws of a
-    large study) are named under `left_out` instead.
+    large study) are named, with their dimensions, under `draws`, and stand in `draws.npz`.
     """
-    names = list(report.result.variables)
-    large = [str(name) for name in names if report.result[name].size > _MOST_DRAWS]
+    large = large_variables(report.result)
     result = report.result.drop_vars(large)
     document = {
         "analysis": report.analysis,
@@ -164,13 +169,18 @@ def as_json(report: Report) -> str:
         "finding": report.finding,
         "command": report.command,
         "provenance": {key: _plain(value) for key, value in report.provenance.items()},
-        "left_out": large,
+        "draws": {name: list(report.result[name].dims) for name in large},
         "attrs": {key: _plain(value) for key, value in result.attrs.items()},
         "dims": dict(result.sizes),
         "coords": {str(name): _variable(result[name]) for name in result.coords},
         "data_vars": {str(name): _variable(result[name]) for name in result.data_vars},
     }
     return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def large_variables(result: xr.Dataset) -> list[str]:
+    """Names of the variables that are too large for JSON."""
+    return [str(name) for name in result.variables if result[name].size > _LARGE]
 
 
 def _variable(variable: xr.DataArray) -> dict[str, Any]:

@@ -1,17 +1,25 @@
-r"""The delete-one-document jackknife: how far an estimate would move with other documents.
+r"""Resampling of text: how far an estimate would move with other documents, or other works.
 
-Tokens of a document depend on each other, so documents, not tokens, are the sample [1]_. Statistics
-that are functions of sums over documents need no second pass over tokens: the sums without document
-d are the total minus its own.
+Tokens of a unit of text depend on each other, so units, not tokens, are the sample [1]_. Statistics
+that are functions of sums over units need no second pass over tokens: sums without unit d are the
+total minus its own, and sums of a bootstrap sample are its weights times the units' sums.
+
+The jackknife is the default: on Fisher's z of a correlation it held its level where the percentile
+bootstrap was too narrow, and it draws nothing at random.
 
 References
 ----------
 .. [1] Cameron and Miller (2015), doi:10.3368/jhr.50.2.317 (inference with clustered data).
 .. [2] Tukey (1958), "Bias and confidence in not-quite large samples", doi:10.1214/aoms/1177706647.
 .. [3] Efron and Stein (1981), doi:10.1214/aos/1176345462 (the jackknife estimate of variance).
+.. [4] Efron (1979), doi:10.1214/aos/1176344552; Field and Welsh (2007),
+   doi:10.1111/j.1467-9868.2007.00593.x (the bootstrap, and of clusters).
+.. [5] Efron (1987), doi:10.1080/01621459.1987.10478410 (bootstrap-t, and BCa with jackknife
+   acceleration).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +32,7 @@ class Jackknife(NamedTuple):
     ----------
     estimate, standard_error : (...)
     ci : (..., ci_bound), lower and upper end.
-    deleted : (document, ...), the estimate without each document.
+    deleted : (unit, ...), the estimate without each unit.
     """
 
     estimate: NDArray[np.float64]
@@ -33,42 +41,60 @@ class Jackknife(NamedTuple):
     deleted: NDArray[np.float64]
 
 
+Method = Literal["percentile", "t", "bca"]
+Statistic = Callable[[NDArray], NDArray[np.float64]]
+_BLOCK_BYTES = 2**27
+
+
+class Bootstrap(NamedTuple):
+    """An estimate with its bootstrap interval and draws.
+
+    Attributes
+    ----------
+    estimate : (...)
+    ci : (..., ci_bound), lower and upper end.
+    draws : (resample, ...), the estimate in each resample.
+    """
+
+    estimate: NDArray[np.float64]
+    ci: NDArray[np.float64]
+    draws: NDArray[np.float64]
+
+
 def leave_one_out(sums: NDArray) -> NDArray:
-    """Sums over all documents but one: (document, ...) -> (document, ...).
+    """Sums over all units but one: (unit, ...) -> (unit, ...).
 
     Raises
     ------
     ValueError
-        With fewer than two documents.
+        With fewer than two units.
     """
-    _require_documents(len(sums))
+    _require_units(len(sums))
     return sums.sum(axis=0) - sums
 
 
 def jackknife(
     estimate: NDArray[np.float64], deleted: NDArray[np.float64], *, level: float = 0.95
 ) -> Jackknife:
-    r"""Interval from the values that an estimate takes without each of D documents.
+    r"""Interval from the values that an estimate takes without each of D units.
 
     se² = (D - 1)/D sum_d (theta_(d) - mean theta_(.))² [3]_, and estimate ± t_{D-1} se [2]_.
-    On Fisher's z of correlations of tokens that depend on each other inside a document, a 95%
-    interval covered .940 of the time with 20 documents and .946 with 80.
 
     Parameters
     ----------
     estimate : (...), on a scale where the error is near symmetric: Fisher's z for a correlation.
-    deleted : (document, ...), the same without each document.
+    deleted : (unit, ...), the same without each unit.
     level : coverage, in (0, 1).
 
     Raises
     ------
     ValueError
-        With fewer than two documents.
+        With fewer than two units.
     """
     from scipy.special import stdtrit  # half a second, which --help need not wait for
 
     n = len(deleted)
-    _require_documents(n)
+    _require_units(n)
     spread = deleted - deleted.mean(axis=0)
     standard_error = np.sqrt((n - 1) / n * (spread**2).sum(axis=0))
     margin = stdtrit(n - 1, (1 + level) / 2) * standard_error
@@ -76,9 +102,109 @@ def jackknife(
     return Jackknife(np.asarray(estimate), standard_error, ci, deleted)
 
 
-def _require_documents(n: int) -> None:
+def bootstrap_weights(
+    n_units: int, *, n_resamples: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """How often each unit is in each resample of as many units, (resample, unit)."""
+    _require_units(n_units)
+    even = np.full(n_units, 1 / n_units)
+    return rng.multinomial(n_units, even, size=n_resamples).astype(np.float64)
+
+
+def bootstrap(
+    sums: NDArray[np.float64],
+    statistic: Statistic,
+    *,
+    weights: NDArray[np.float64],
+    method: Method = "percentile",
+    level: float = 0.95,
+) -> Bootstrap:
+    r"""Cluster bootstrap of a statistic of sums over units [4]_.
+
+    "percentile" takes quantiles of the draws; "t" those of (draw - estimate) / se with the
+    jackknife error of each resample, times the error of the estimate; "bca" corrects the
+    percentiles for bias and skewness [5]_. With few units the first is too narrow.
+
+    Parameters
+    ----------
+    sums : (unit, ...), sums over the tokens of each unit.
+    statistic : from summed sums (..., *rest) to (..., *out), the same for any leading dimensions.
+    weights : (resample, unit) of `bootstrap_weights`; equal weights make comparisons paired.
+
+    Raises
+    ------
+    ValueError
+        With fewer than two units.
+    """
+    estimate = statistic(sums.sum(axis=0))
+    draws = _in_blocks(lambda w: statistic(np.tensordot(w, sums, 1)), weights, sums[0].nbytes)
+    tails = np.array([(1 - level) / 2, (1 + level) / 2])
+    if method == "percentile":
+        ci = np.quantile(draws, tails, axis=0)
+    elif method == "t":
+        error = jackknife(estimate, statistic(leave_one_out(sums))).standard_error
+        errors = _in_blocks(lambda w: _weighted_error(sums, statistic, w), weights, sums.nbytes)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            t = (draws - estimate) / errors
+        ci = estimate - np.quantile(np.where(np.isfinite(t), t, 0.0), tails[::-1], axis=0) * error
+    else:
+        ci = _bca(estimate, draws, statistic(leave_one_out(sums)), tails)
+    return Bootstrap(estimate, np.moveaxis(ci, 0, -1), draws)
+
+
+def _bca(
+    estimate: NDArray[np.float64],
+    draws: NDArray[np.float64],
+    deleted: NDArray[np.float64],
+    tails: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Bias-corrected and accelerated percentiles, (ci_bound, ...) [5]_."""
+    from scipy.special import ndtr, ndtri
+
+    # a draw that ties with the estimate counts half, as for a discrete statistic
+    below = (draws < estimate).mean(axis=0) + (draws == estimate).mean(axis=0) / 2
+    bias = ndtri(below)
+    spread = deleted.mean(axis=0) - deleted
+    with np.errstate(invalid="ignore", divide="ignore"):
+        skew = (spread**3).sum(axis=0) / (6 * (spread**2).sum(axis=0) ** 1.5)
+    shifted = bias + ndtri(tails).reshape(-1, *([1] * estimate.ndim))
+    share = ndtr(bias + shifted / (1 - skew * shifted))
+    flat = draws.reshape(len(draws), -1)
+    ci = np.full((2, flat.shape[1]), np.nan)
+    for column, shares in enumerate(share.reshape(2, -1).T):
+        if np.isfinite(shares).all():
+            ci[:, column] = np.quantile(flat[:, column], shares)
+    return ci.reshape(2, *estimate.shape)
+
+
+def _weighted_error(
+    sums: NDArray[np.float64], statistic: Statistic, weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Jackknife error inside resamples: one copy of a unit deleted at a time, (resample, ...)."""
+    n = len(sums)
+    total = np.tensordot(weights, sums, 1)
+    deleted = statistic(total[:, None] - sums)
+    w = weights.reshape(*weights.shape, *([1] * (deleted.ndim - 2)))
+    # a unit that is not in the resample cannot be deleted from it
+    present = np.where(w > 0, deleted, 0.0)
+    mean = (w * present).sum(axis=1, keepdims=True) / n
+    return np.sqrt((n - 1) / n * (w * np.where(w > 0, deleted - mean, 0.0) ** 2).sum(axis=1))
+
+
+def _in_blocks(
+    function: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    weights: NDArray[np.float64],
+    bytes_a_resample: int,
+) -> NDArray[np.float64]:
+    """`function` of blocks of resamples, so that memory stays bounded."""
+    size = max(1, _BLOCK_BYTES // max(1, bytes_a_resample))
+    blocks = [function(weights[i : i + size]) for i in range(0, len(weights), size)]
+    return np.concatenate(blocks)
+
+
+def _require_units(n: int) -> None:
     if n < 2:
         raise ValueError(
-            f"an interval over documents needs at least 2 documents, the data have {n}; "
-            "add documents to the probe set"
+            f"an interval over units of text needs at least 2, the data have {n}; add works or "
+            "documents to the probe set, or use --unit document"
         )

@@ -116,10 +116,24 @@ def test_one_run_is_refused(study_folder: Path, tmp_path: Path, capsys) -> None:
     assert "at least 2" in capsys.readouterr().err
 
 
-def test_ignored_options_are_said_to_be_ignored(reports: SimpleNamespace) -> None:
-    for option in ("--seed", "--n-resamples"):
-        assert f"r2_over_time: {option} is ignored" in reports.errors
-    assert "expert_specialization: --seed" not in reports.errors
+def test_ignored_options_are_said_to_be_ignored(study_folder: Path, tmp_path: Path, capsys) -> None:
+    arguments = [str(study_folder), "--report", str(tmp_path), "--n-resamples", "9"]
+    assert expert_specialization.main([*arguments, "--match", "loss"]) == 0
+    errors = capsys.readouterr().err
+    assert "expert_specialization: --match is ignored" in errors
+    assert "--n-resamples is" not in errors
+    page = (tmp_path / "expert_specialization/index.md").read_text(encoding="utf-8")
+    assert "--n-resamples 9" in page
+    assert "--match" not in page
+
+
+def test_unit_and_dask_reach_the_analysis(study_folder: Path, tmp_path: Path, capsys) -> None:
+    arguments = [str(study_folder), "--report", str(tmp_path), "--unit", "document"]
+    assert r2_over_time.main(arguments) == 0
+    page = (tmp_path / "r2_over_time/index.md").read_text(encoding="utf-8")
+    assert "over documents" in page
+    assert r2_over_time.main([*arguments, "--dask", "nowhere"]) == 2
+    assert "no dask scheduler answers at 'nowhere'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", "", ".hidden", "a + b"])

@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analyses.statistics.correlation import document_moments, fisher_z, pearson_r, r2_interval
+from analyses.statistics.correlation import (
+    average_ranks,
+    document_moments,
+    fisher_z,
+    mean_squared_difference,
+    partial_r,
+    pearson_r,
+    r2_interval,
+)
 from analyses.statistics.documents import document_slices
 
 # four documents of (x, y) tokens, and what exact arithmetic makes of them
@@ -111,3 +119,78 @@ def test_labels_must_cover_every_token_and_number() -> None:
         document_slices(np.array([0, 2]), n_tokens=2)
     with pytest.raises(ValueError, match="no tokens"):
         document_slices(np.array([], dtype=int), n_tokens=0)
+
+
+def test_pearson_of_ranks_is_spearman() -> None:
+    values, labels = _losses()
+    values[1] = np.round(values[1])  # ties
+    r = pearson_r(document_moments(average_ranks(values), labels).sum(axis=0))
+    for i, j in np.ndindex(r.shape):
+        assert r[i, j] == pytest.approx(stats.spearmanr(values[i], values[j]).statistic, rel=1e-12)
+    exact = pearson_r(document_moments(average_ranks(VALUES), LABELS).sum(axis=0))
+    assert exact[0, 1] == pytest.approx(0.874128248948431, rel=1e-13)
+
+
+def test_ranks_of_a_row_that_is_not_finite_are_missing() -> None:
+    values, _ = _losses()
+    values[2, 5] = np.inf
+    ranks = average_ranks(values)
+    assert np.isnan(ranks[2]).all()
+    assert np.isfinite(ranks[[0, 1, 3]]).all()
+
+
+def test_squared_differences_survive_the_centring() -> None:
+    values, labels = _losses()
+    values += np.array([[0.0], [3.0], [-1.0], [1e3]])
+    moments = document_moments(values, labels)
+    slow = ((values[:, None] - values) ** 2).mean(axis=-1)
+    mean = values.mean(axis=-1)
+    actual = mean_squared_difference(moments.sum(axis=0), mean)
+    np.testing.assert_allclose(actual, slow, rtol=1e-9, atol=1e-9)
+    kept = labels != 4
+    without = mean_squared_difference(moments.sum(axis=0) - moments[4], mean)
+    slow = ((values[:, None, kept] - values[:, kept]) ** 2).mean(axis=-1)
+    np.testing.assert_allclose(without, slow, rtol=1e-9, atol=1e-9)
+
+
+def _residuals(rows: np.ndarray, controls: np.ndarray) -> np.ndarray:
+    design = np.concatenate([np.ones((1, rows.shape[1])), controls]).T
+    return rows - (design @ np.linalg.lstsq(design, rows.T, rcond=None)[0]).T
+
+
+def test_partial_correlation_is_that_of_least_squares_residuals() -> None:
+    values, labels = _losses(n_models=6)
+    moments = document_moments(values, labels).sum(axis=0)
+    for n_controls in (0, 1, 3):
+        m = 6 - n_controls
+        expected = np.corrcoef(_residuals(values[:m], values[m:]))
+        actual = partial_r(moments, n_controls=n_controls)
+        np.testing.assert_allclose(actual, expected, rtol=1e-10)
+
+
+def test_partial_correlation_of_a_common_cause_is_near_zero() -> None:
+    rng = np.random.default_rng(0)
+    cause = rng.standard_normal(20_000)
+    values = np.stack([cause + rng.standard_normal(20_000), cause + rng.standard_normal(20_000)])
+    rows = np.concatenate([values, cause[None]])
+    moments = document_moments(rows, np.zeros(20_000, dtype=int)).sum(axis=0)
+    assert pearson_r(moments)[0, 1] == pytest.approx(0.5, abs=0.02)
+    assert abs(partial_r(moments, n_controls=1)[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("extra", ["constant", "copy", "sum"])
+def test_a_control_with_nothing_of_its_own_changes_nothing(extra: str) -> None:
+    values, labels = _losses(n_models=5)
+    useless = {"constant": np.full(600, 3.0), "copy": values[3], "sum": values[3] - 2 * values[4]}
+    before = partial_r(document_moments(values, labels).sum(axis=0), n_controls=2)
+    rows = np.concatenate([values, useless[extra][None]])
+    after = partial_r(document_moments(rows, labels).sum(axis=0), n_controls=3)
+    np.testing.assert_allclose(after, before, rtol=1e-9)
+
+
+def test_a_row_that_the_controls_explain_has_no_partial_correlation() -> None:
+    values, labels = _losses()
+    values[1] = 2 * values[3] - 1
+    r = partial_r(document_moments(values, labels).sum(axis=0), n_controls=1)
+    assert np.isnan(r[1]).all()
+    assert np.isfinite(r[0, 2])

@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 from analyses import r2_over_time as analysis
-from analyses.r2_over_time import plot, r2_over_time
+from analyses.r2_over_time import plot, plot_contrasts, r2_over_time
 from store.study import Study
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -104,20 +104,57 @@ def test_step_that_a_run_lacks_is_missing_for_its_pairs_and_kinds(
     plot(changed)
 
 
-def test_steps_are_read_one_at_a_time(study_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_read_one_at_a_time(study_folder: Path) -> None:
     study = Study.open(study_folder)
     loss = study.dataset("losses")["loss"]
     seen = []
 
-    def progress(steps):
-        for step in steps:
-            seen.append(step)
-            assert not loss.variable._in_memory
-            yield step
+    def progress(description: str):
+        def steps(items):
+            for item in items:
+                seen.append((description, item))
+                assert not loss.variable._in_memory
+                yield item
+
+        return steps
 
     result = r2_over_time(loss, study.probe_set["document"], progress=progress)
-    assert seen == [0, 1, 2]
+    expected = [(d, i) for d in ("mean losses", "comparing runs") for i in range(3)]
+    assert seen == expected
     assert result["pair_r2"].notnull().all()
+
+
+def test_at_equal_loss_the_last_level_is_what_the_slowest_run_reached(
+    study_folder: Path,
+) -> None:
+    study = Study.open(study_folder)
+    loss = study.dataset("losses")["loss"]
+    falling = loss.copy(data=loss.values - 4 * np.arange(3)[:, None, None])
+    result = r2_over_time(falling, study.probe_set["document"], match="loss")
+    assert result["pair_r2"].dims == ("pair", "loss_level")
+    slowest = result["loss_mean"].isel(step=-1).max()
+    assert float(result["loss_level"][-1]) == pytest.approx(float(slowest), abs=1e-3)
+    assert result["kind_r2"].notnull().all()
+    plot(result)
+    plot_contrasts(result)
+
+
+def test_rho2_is_that_of_the_planted_parts(
+    loss: xr.DataArray, document: xr.DataArray, true_r: Callable[[str, str], float]
+) -> None:
+    result = r2_over_time(loss, document)
+    assert result["contrast"].values.tolist() == ["dense against switch"]
+    r = {(a, b): true_r(a, b) for a in ("dense", "switch") for b in ("dense", "switch")}
+    truth = r["dense", "switch"] ** 2 / (r["dense", "dense"] * r["switch", "switch"])
+    np.testing.assert_allclose(result["rho2"], truth, atol=0.04)
+    low, high = result["rho2_ci"].squeeze("contrast").transpose("ci_bound", "step")
+    assert ((low < truth) & (truth < high)).sum() >= 2  # of 3
+    assert result["rho2_run_ci"].isnull().all()  # two seeds an arm
+
+
+def test_band_of_a_whole_curve_is_wider_than_its_intervals(result: xr.Dataset) -> None:
+    width = {x: result[f"kind_r2_{x}"].diff("ci_bound").values for x in ("ci", "band")}
+    assert (width["band"] > width["ci"]).all()
 
 
 def test_runs_of_one_kind_are_drawn_in_one_panel(
@@ -132,7 +169,7 @@ def test_too_few_runs_or_documents_are_refused(loss: xr.DataArray, document: xr.
     for runs, named in (([0], "dense-seed0"), ([], "none")):
         with pytest.raises(ValueError, match=f"{named} was observed; .* at least 2 observed"):
             r2_over_time(loss.isel(run=runs), document)
-    with pytest.raises(ValueError, match="at least 2 documents, the data have 1"):
+    with pytest.raises(ValueError, match="at least 2, the data have 1"):
         r2_over_time(loss, document.copy(data=["d"] * len(document)))
     with pytest.raises(ValueError, match="no coordinate 'architecture'"):
         r2_over_time(loss.drop_vars("architecture"), document)
@@ -140,7 +177,8 @@ def test_too_few_runs_or_documents_are_refused(loss: xr.DataArray, document: xr.
 
 def test_command_writes_what_the_figure_shows(reports: SimpleNamespace) -> None:
     folder = reports.folder / "r2_over_time"
-    stored = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    text = (folder / "results.json").read_text(encoding="utf-8")
+    stored = json.loads(text.replace("null", "NaN"))
     result = xr.Dataset.from_dict(stored)
     rows = _rows(folder / "r2_by_pair.csv")
     assert len(rows) == 10 * 3
@@ -159,7 +197,7 @@ def test_command_writes_what_the_figure_shows(reports: SimpleNamespace) -> None:
         values = [float(row["pair_r2"]) for row in rows if row["pair"] == name]
         assert tuple(np.round(values, 6).tolist()) in drawn
     page = (folder / "index.md").read_text(encoding="utf-8")
-    assert "over 14 documents (672 tokens)" in page
+    assert "(14 works, 672 tokens)" in page
     assert "allows no claim about arms" in page
 
 

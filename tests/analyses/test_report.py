@@ -100,7 +100,7 @@ def test_page_has_every_part(report: Report) -> None:
 
 def test_json_is_strict_and_holds_the_result(report: Report) -> None:
     document = json.loads(as_json(report), parse_constant=pytest.fail)
-    assert document["left_out"] == ["draws"]
+    assert document["draws"] == {"draws": ["resample"]}
     assert document["attrs"] == {"level": 0.95}
     assert document["data_vars"]["r2"]["data"] == [[0.5, None], [pytest.approx(1 / 3), None]]
     back = xr.Dataset.from_dict(document)
@@ -119,7 +119,16 @@ def test_same_report_writes_the_same_files(report: Report, tmp_path: Path) -> No
         {path.name: path.read_bytes() for path in sorted(page.parent.iterdir())} for page in pages
     )
     assert first == second
-    assert set(first) == {"index.md", "curve.svg", "curve.png", "curve.csv", "results.json"}
+    assert set(first) == {
+        "index.md",
+        "curve.svg",
+        "curve.png",
+        "curve.csv",
+        "results.json",
+        "draws.npz",
+    }
+    with np.load(pages[0].parent / "draws.npz") as draws:
+        np.testing.assert_array_equal(draws["draws"], report.result["draws"])
 
 
 def test_line_breaks_in_a_command_cannot_end_its_block(report: Report) -> None:

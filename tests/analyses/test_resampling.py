@@ -3,7 +3,12 @@ import pytest
 from scipy import stats
 
 from analyses.statistics.correlation import document_moments, fisher_z, pearson_r
-from analyses.statistics.resampling import jackknife, leave_one_out
+from analyses.statistics.resampling import (
+    bootstrap,
+    bootstrap_weights,
+    jackknife,
+    leave_one_out,
+)
 
 VALUES = np.array(
     [(1, 2), (2, 2), (4, 5), (0, 1), (3, 2), (5, 6), (2, 4), (1, 1), (7, 5), (2, 3), (6, 9)],
@@ -61,10 +66,13 @@ def test_mean_over_pairs_deletes_the_same_document_from_all() -> None:
 
 
 def test_one_document_allows_no_interval() -> None:
-    with pytest.raises(ValueError, match="at least 2 documents, the data have 1"):
-        leave_one_out(np.ones((1, 3)))
-    with pytest.raises(ValueError, match="at least 2 documents, the data have 1"):
-        jackknife(np.ones(3), np.ones((1, 3)))
+    for refused in (
+        lambda: leave_one_out(np.ones((1, 3))),
+        lambda: jackknife(np.ones(3), np.ones((1, 3))),
+        lambda: bootstrap_weights(1, n_resamples=5, rng=np.random.default_rng(0)),
+    ):
+        with pytest.raises(ValueError, match="at least 2, the data have 1; add works"):
+            refused()
 
 
 def test_interval_covers_the_truth_and_one_over_tokens_does_not() -> None:
@@ -86,3 +94,86 @@ def test_interval_covers_the_truth_and_one_over_tokens_does_not() -> None:
         token_hits += abs(z[0, 1] - truth) <= margin
     assert 1874 <= hits <= 1924  # 95%, two-sided test at the 1% level
     assert token_hits < 0.75 * n_replicates
+
+
+def _r2(moments: np.ndarray) -> np.ndarray:
+    return pearson_r(moments)[..., 0, 1] ** 2
+
+
+def _all_resamples(n: int) -> np.ndarray:
+    """Weights of every ordered resample of n units, (n^n, n)."""
+    chosen = np.stack(np.meshgrid(*[np.arange(n)] * n, indexing="ij"), axis=-1).reshape(-1, n)
+    return (chosen[..., None] == np.arange(n)).sum(axis=1).astype(float)
+
+
+def test_exact_cluster_bootstrap_has_its_known_distribution() -> None:
+    moments = document_moments(VALUES, LABELS)
+    found = bootstrap(moments, _r2, weights=_all_resamples(4))
+    assert found.estimate == pytest.approx(0.6989789789789791, rel=1e-12)
+    assert found.draws.mean() == pytest.approx(0.7336082387462856, rel=1e-12)
+    assert found.draws.std() == pytest.approx(0.0929989385585535, rel=1e-12)
+    np.testing.assert_allclose(found.ci, [0.6136363636363636, 0.95007183908046], rtol=1e-12)
+
+
+def test_exact_bca_has_its_known_interval() -> None:
+    moments = document_moments(VALUES, LABELS)
+    found = bootstrap(moments, _r2, weights=_all_resamples(4), method="bca")
+    np.testing.assert_allclose(found.ci, [0.5894797438296038, 0.9191891294741498], rtol=1e-9)
+
+
+def test_weights_draw_as_many_units_as_there_are_evenly() -> None:
+    weights = bootstrap_weights(10, n_resamples=4000, rng=np.random.default_rng(0))
+    assert (weights.sum(axis=1) == 10).all()
+    np.testing.assert_allclose(weights.mean(axis=0), 1, atol=0.06)
+    np.testing.assert_allclose(weights.var(axis=0), 0.9, atol=0.1)
+
+
+# a published sample; its intervals by R's boot at a million resamples
+SAMPLE = [10, 12, 12.5, 12.5, 13.9, 15, 21, 22, 23, 34, 50, 81, 89, 121, 134, 213]
+
+
+def _mean(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 1] / sums[..., 0]
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"), [("percentile", [28.86, 84.21]), ("bca", [32.31, 91.43])]
+)
+def test_intervals_of_a_mean_agree_with_r(method, expected) -> None:
+    sums = np.stack([np.ones(16), np.array(SAMPLE)], axis=-1)
+    weights = bootstrap_weights(16, n_resamples=200_000, rng=np.random.default_rng(0))
+    ci = bootstrap(sums, _mean, weights=weights, method=method).ci
+    np.testing.assert_allclose(ci, expected, rtol=0.01)
+
+
+def test_bootstrap_t_is_that_of_a_slow_loop() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.gamma(2.0, 1.0, 15)
+    sums = np.stack([np.ones(15), x], axis=-1)
+    weights = bootstrap_weights(15, n_resamples=3000, rng=rng)
+    ci = bootstrap(sums, _mean, weights=weights, method="t").ci
+    t = []
+    for w in weights.astype(int):
+        sample = np.repeat(x, w)
+        t.append((sample.mean() - x.mean()) / (sample.std(ddof=1) / np.sqrt(15)))
+    high, low = np.quantile(t, [0.025, 0.975])
+    error = x.std(ddof=1) / np.sqrt(15)
+    np.testing.assert_allclose(ci, [x.mean() - low * error, x.mean() - high * error], rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["percentile", "t", "bca"])
+def test_every_bootstrap_of_many_pairs_is_that_of_each_pair(method: str) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(12), 6)
+    values = rng.gamma(2.0, 1.0, 72) + rng.standard_normal((3, 72))
+    moments = document_moments(values, labels)
+    weights = bootstrap_weights(12, n_resamples=300, rng=rng)
+    together = bootstrap(moments, lambda m: fisher_z(pearson_r(m)), weights=weights, method=method)
+    alone = bootstrap(
+        document_moments(values[[0, 2]], labels),
+        lambda m: fisher_z(pearson_r(m))[..., 0, 1],
+        weights=weights,
+        method=method,
+    )
+    np.testing.assert_allclose(together.ci[0, 2], alone.ci, rtol=1e-9)
+    np.testing.assert_allclose(together.draws[:, 0, 2], alone.draws, rtol=1e-9)

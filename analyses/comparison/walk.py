@@ -1,0 +1,193 @@
+"""The walk over training: read what is needed at one place, compare all runs there, go on.
+
+A study may be larger than memory: no more than the observations of one place are held at a time.
+With dask, places are walked by as many workers as there are, each reading for itself.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from analyses.comparison.along import Along
+from analyses.comparison.units import token_units
+from analyses.statistics.pairs import pair_indices
+
+Item = TypeVar("Item")
+Progress = Callable[[Sequence[Any]], Iterable[Any]]
+
+
+class Compared(NamedTuple):
+    """A statistic of models i and j, and its value without each unit of text.
+
+    Attributes
+    ----------
+    estimate : (..., model, model)
+    deleted : (unit, ..., model, model)
+    """
+
+    estimate: NDArray[np.float64]
+    deleted: NDArray[np.float64]
+
+
+Measure = Callable[[NDArray, NDArray[np.intp]], Mapping[str, Compared]]
+
+
+def mean_loss(
+    loss: xr.DataArray, *, progress: Progress = iter, dask: str | None = None
+) -> xr.DataArray:
+    """Mean loss of each run at each step, (run, step); NaN where a loss is not finite.
+
+    Parameters
+    ----------
+    loss : DataArray (run, step, sequence, pos), nats.
+    progress : wraps the list of steps, to show how far the work is.
+    dask : None, "local" for a cluster on this machine, or the address of a scheduler.
+    """
+    columns = mapped(partial(_mean_loss_at, loss), range(loss.sizes["step"]), progress, dask)
+    coords = {n: c.variable for n, c in loss.coords.items() if c.dims in (("run",), ("step",))}
+    attrs = {"long_name": "mean loss", "units": "nat"}
+    return xr.DataArray(
+        np.stack(list(columns), axis=1), dims=("run", "step"), coords=coords, attrs=attrs
+    )
+
+
+def walk(
+    values: xr.DataArray,
+    unit: xr.DataArray,
+    along: Along,
+    measure: Measure,
+    *,
+    progress: Progress = iter,
+    dask: str | None = None,
+) -> dict[str, tuple[xr.DataArray, xr.DataArray]]:
+    """Compare every pair of runs at every place.
+
+    Parameters
+    ----------
+    values : DataArray (run, step, sequence, pos, ...), read lazily.
+    unit : DataArray (sequence), name of each sequence's unit of text.
+    along : where.
+    measure : from values (model, token, ...) and the unit of each token, numbered from 0, to what
+        it compares, by name; a model whose values are not all finite must come out as NaN.
+    progress : wraps the list of places, to show how far the work is.
+    dask : None, "local" for a cluster on this machine, or the address of a scheduler.
+
+    Returns
+    -------
+    dict
+        For each name of `measure` the estimate (place, ..., pair) and the estimate without each
+        unit (unit, place, ..., pair), pairs as in `pair_indices`.
+    """
+    names, token_unit = token_units(unit, n_pos=values.sizes["pos"])
+    values = values.transpose("run", "step", "sequence", "pos", ...)
+    places = mapped(
+        partial(_compared_at, values, token_unit, along, measure),
+        range(along.place.size), progress, dask,
+    )  # fmt: skip
+    collected = list(places)
+    tokens = np.bincount(token_unit)
+    coords: dict[str, Any] = {
+        along.dim: along.place,
+        "unit": ("unit", names, {"long_name": str(unit.attrs.get("unit", "unit"))}),
+        "n_tokens": ("unit", tokens, {"long_name": "tokens in the unit", "units": "1"}),
+    }
+    result = {}
+    for name in collected[0]:
+        estimate = np.stack([at[name].estimate for at in collected])
+        deleted = np.stack([at[name].deleted for at in collected], axis=1)
+        extra = [f"{name}_{i}" for i in range(estimate.ndim - 2)]
+        dims = (along.dim, *extra, "pair")
+        result[name] = (
+            xr.DataArray(estimate, dims=dims, coords={along.dim: along.place}),
+            xr.DataArray(deleted, dims=("unit", *dims), coords=coords),
+        )
+    return result
+
+
+def mapped(
+    function: Callable[[Item], Any],
+    items: Sequence[Item],
+    progress: Progress = iter,
+    dask: str | None = None,
+) -> Iterator[Any]:
+    """`function` of each item, in order: here, or on the workers of a dask cluster.
+
+    Raises
+    ------
+    ValueError
+        If dask is asked for and not installed, or the scheduler cannot be reached.
+    """
+    if dask is None:
+        for item in progress(items):
+            yield function(item)
+        return
+    with _client(dask) as client:
+        for future in progress(client.map(function, items, pure=False)):
+            yield future.result()
+
+
+@contextmanager
+def _client(dask: str) -> Iterator[Any]:
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise ValueError(
+            '--dask needs the package distributed; install it with pip install "twinlens[dask]"'
+        ) from None
+    if dask != "local":
+        try:
+            client = Client(dask, timeout=10)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"no dask scheduler answers at {dask!r} ({error}); start one with `dask "
+                "scheduler`, or use --dask local"
+            ) from None
+        with client:
+            yield client
+        return
+    with (
+        LocalCluster(threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as c,
+    ):
+        yield c
+
+
+def _mean_loss_at(loss: xr.DataArray, step: int) -> NDArray[np.float64]:
+    values = loss.isel(step=step).transpose("run", ...).values
+    values = values.reshape(len(values), -1)
+    mean = values.mean(axis=-1, dtype=np.float64)
+    return np.where(np.isfinite(values).all(axis=-1), mean, np.nan)
+
+
+def _compared_at(
+    values: xr.DataArray, unit: NDArray[np.intp], along: Along, measure: Measure, place: int
+) -> dict[str, Compared]:
+    """All pairs at one place, from the observations on either side of it."""
+    step = along.step[place]
+    n_sides, n_runs = step.shape
+    read = [
+        values.isel(run=run, step=int(step[side, run])).values
+        for side in range(n_sides)
+        for run in range(n_runs)
+    ]
+    models = np.stack(read).reshape(len(read), len(unit), *values.shape[4:])
+    first, second = pair_indices(n_runs)
+    weight = along.joint_weight(place, first, second)
+
+    def interpolated(theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        return sum(
+            weight[a, b] * theta[..., a * n_runs + first, b * n_runs + second]
+            for a in range(n_sides)
+            for b in range(n_sides)
+        )  # fmt: skip
+
+    compared = measure(models, unit)
+    return {
+        name: Compared(interpolated(at.estimate), interpolated(at.deleted))
+        for name, at in compared.items()
+    }

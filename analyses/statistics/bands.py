@@ -1,0 +1,52 @@
+r"""Simultaneous bands: intervals along a curve that hold at all its places at once.
+
+References
+----------
+.. [1] Montiel Olea and Plagborg-Møller (2019), doi:10.1002/jae.2656 (sup-t bands).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyses.statistics.resampling import Jackknife
+
+
+def simultaneous(
+    jackknife: Jackknife,
+    *,
+    level: float = 0.95,
+    n_resamples: int,
+    axis: int = -1,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    r"""Band theta ± c se with c the quantile of max_s |t_s| along one axis [1]_.
+
+    t_s = sum_d g_d psi_ds / (se_s u): psi are the jackknife's influence values, g standard normal,
+    u² a chi-square of D - 1 degrees of freedom over its mean, one draw for all places. So t is
+    Student's at each place, and its dependence between places is that of the data.
+
+    Parameters
+    ----------
+    jackknife : with `deleted` (unit, ...).
+    n_resamples : draws of t.
+    axis : of the estimate, the curve; every other axis has bands of its own.
+
+    Returns
+    -------
+    band : (..., ci_bound)
+    critical : (..., 1 along `axis`), c.
+    """
+    n = len(jackknife.deleted)
+    influence = jackknife.deleted - jackknife.deleted.mean(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scaled = influence / np.sqrt((influence**2).sum(axis=0))
+    scaled = np.where(np.isfinite(scaled), scaled, 0.0)
+    normal = rng.standard_normal((n_resamples, n))
+    student = np.sqrt((n - 1) / rng.chisquare(n - 1, n_resamples))
+    axis = axis % jackknife.estimate.ndim
+    largest = np.abs(np.tensordot(normal, scaled, 1)).max(axis=1 + axis, keepdims=True)
+    draws = largest * student.reshape(-1, *([1] * jackknife.estimate.ndim))
+    critical = np.quantile(draws, level, axis=0)
+    margin = critical * jackknife.standard_error
+    band = np.stack([jackknife.estimate - margin, jackknife.estimate + margin], axis=-1)
+    return band, critical
