@@ -160,7 +160,7 @@ def write_study(probe_set: xr.Dataset, planted: SimpleNamespace) -> Callable[...
             )
             noise = np.random.default_rng([4, i]).standard_normal((3, *difficulty.shape))
             for at, step in enumerate((0, 1, 4)):
-                values = 3 + difficulty * (1 + at) + noise[at]
+                values = 12 - 5 * at + difficulty * (1 + at) + noise[at]
                 observed["losses"] = xr.Dataset({"loss": (("sequence", "pos"), values)})
                 run.write(step, observed)
                 if not (name in unfinished and step == 4):
