@@ -118,6 +118,16 @@ def expert_index(planted: SimpleNamespace) -> xr.DataArray:
     )
 
 
+def predictions(n_sequences: int, *, seed: list[int]) -> xr.Dataset:
+    """Arbitrary distributions over the ids at two positions of every sequence."""
+    logits = np.random.default_rng(seed).standard_normal((n_sequences, 2, N_IDS))
+    log_prob = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return xr.Dataset(
+        {"log_prob": (("sequence", "pos", "d_vocab"), log_prob.astype("float16"))},
+        {"pos": [4, 16]},
+    )
+
+
 @pytest.fixture(scope="session")
 def write_study(probe_set: xr.Dataset, planted: SimpleNamespace) -> Callable[..., Path]:
     """Write runs {name: arm} into a folder; the last step of `unfinished` runs is not committed."""
@@ -133,6 +143,7 @@ def write_study(probe_set: xr.Dataset, planted: SimpleNamespace) -> Callable[...
         for i, (name, arm) in enumerate(runs.items()):
             is_moe = not arm.startswith("dense")
             observed = {"losses": xr.Dataset({"loss": (("sequence", "pos"), difficulty)})}
+            observed["predictions"] = predictions(len(difficulty), seed=[5, 0, i])
             if is_moe:
                 index = np.stack([planted.domain, planted.token])
                 prob = np.full((*index.shape[:-1], N_EXPERTS), 1 / N_EXPERTS)
@@ -162,6 +173,7 @@ def write_study(probe_set: xr.Dataset, planted: SimpleNamespace) -> Callable[...
             for at, step in enumerate((0, 1, 4)):
                 values = 12 - 5 * at + difficulty * (1 + at) + noise[at]
                 observed["losses"] = xr.Dataset({"loss": (("sequence", "pos"), values)})
+                observed["predictions"] = predictions(len(difficulty), seed=[5, at, i])
                 run.write(step, observed)
                 if not (name in unfinished and step == 4):
                     run.commit(step)
