@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyses.comparison.controls import Controls
-from analyses.comparison.summary import PLAIN, R2, R, Scale
+from analyses.comparison.summary import LOG, R2, R, Scale, log
 from analyses.comparison.walk import Compared
 from analyses.statistics.correlation import (
     average_ranks,
@@ -22,7 +22,7 @@ MEASURES: dict[str, tuple[Scale, str, str]] = {
     "r2": (R2, "r² of per-token losses", "1"),
     "spearman": (R, "Spearman correlation of losses", "1"),
     "p_r2": (R2, "r² of probabilities exp(-loss)", "1"),
-    "squared_difference": (PLAIN, "mean squared difference of losses", "nat²"),
+    "squared_difference": (LOG, "mean squared difference of losses", "nat²"),
     "partial_r2": (R2, "partial r² of losses", "1"),
 }
 
@@ -38,18 +38,18 @@ def loss_similarity(
     unit : (token)
     """
     finite = np.isfinite(values).all(axis=-1, keepdims=True)
-    values = np.where(finite, values, np.nan).astype(np.float64)
-    m, mean = len(values), values.mean(axis=-1)
+    values = np.where(finite, values, np.nan)
+    m, mean = len(values), values.mean(axis=-1, dtype=np.float64)
     fixed = [] if controls is None else [controls.columns]
     moments = document_moments(np.concatenate([values, *fixed]), unit)
     of_losses = moments[:, : 1 + m, : 1 + m]
     compared = {
         "r2": _jackknifed(of_losses, _z),
         "squared_difference": _jackknifed(
-            of_losses, lambda sums: mean_squared_difference(sums, mean)
+            of_losses, lambda sums: log(mean_squared_difference(sums, mean))
         ),
         "spearman": _jackknifed(document_moments(average_ranks(values), unit), _z),
-        "p_r2": _jackknifed(document_moments(np.exp(-values), unit), _z),
+        "p_r2": _jackknifed(document_moments(np.exp(-values, dtype=np.float64), unit), _z),
     }
     if controls is not None:
         sizes = [1 + m + n for n in controls.rungs.values()]

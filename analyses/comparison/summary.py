@@ -34,8 +34,14 @@ class Scale(NamedTuple):
 
 
 PLAIN = Scale(np.asarray, np.asarray)
+LOG = Scale(np.exp, np.exp)
 R = Scale(np.tanh, np.tanh)
 R2 = Scale(lambda z: np.tanh(z) ** 2, r2_interval)
+
+
+def log(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Natural logarithm, the inner scale of `LOG`; 0 is taken for the smallest number above it."""
+    return np.log(np.maximum(values, np.finfo(np.float64).tiny))
 
 
 def summarize(
@@ -75,8 +81,10 @@ def summarize(
     result = xr.Dataset(coords={**coords, "ci_bound": ["lower", "upper"]})
     for group in ("pair", "kind", "arms"):
         label = pairs["pair" if group == "pair" else f"pair_{group}"].values
-        names, mean = mean_by_label(values, label, axis=-1)
-        _, without = mean_by_label(draws, label, axis=-1)
+        names, mean, without = list(label), values, draws
+        if group != "pair":
+            names, mean = mean_by_label(values, label, axis=-1)
+            _, without = mean_by_label(draws, label, axis=-1)
         over_text = jackknife(mean, without, level=level).ci
         result = result.assign_coords({group: names})
         dims = (*rest, group)

@@ -97,9 +97,11 @@ def walk(
         "n_tokens": ("unit", tokens, {"long_name": "tokens in the unit", "units": "1"}),
     }
     result = {}
-    for name in collected[0]:
-        estimate = np.stack([at[name].estimate for at in collected])
-        deleted = np.stack([at[name].deleted for at in collected], axis=1)
+    for name in list(collected[0]):
+        # taken out, so that what has been stacked is not held twice
+        compared = [at.pop(name) for at in collected]
+        estimate = np.stack([at.estimate for at in compared])
+        deleted = np.stack([at.deleted for at in compared], axis=1)
         extra = [f"{name}_{i}" for i in range(estimate.ndim - 2)]
         dims = (along.dim, *extra, "pair")
         result[name] = (
@@ -127,8 +129,15 @@ def mapped(
             yield function(item)
         return
     with _client(dask) as client:
-        for future in progress(client.map(function, items, pure=False)):
+        # sent to each worker once, with all that is bound to it, and not with every item
+        shared = client.scatter(function, broadcast=True, hash=False)
+        for future in progress(client.map(_called, items, function=shared, pure=False)):
             yield future.result()
+            future.release()
+
+
+def _called(item: Item, *, function: Callable[[Item], Any]) -> Any:
+    return function(item)
 
 
 @contextmanager
@@ -151,7 +160,7 @@ def _client(dask: str) -> Iterator[Any]:
             yield client
         return
     with (
-        LocalCluster(threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as c,
     ):
         yield c
