@@ -23,19 +23,24 @@ def simultaneous(
 
     t_s = sum_d g_d psi_ds / (se_s u): psi are the jackknife's influence values, g standard normal,
     u² a chi-square of D - 1 degrees of freedom over its mean, one draw for all places. So t is
-    Student's at each place, and its dependence between places is that of the data.
+    Student's at each place, and its dependence between places is that of the data. In simulation
+    with 20 to 80 units, 95% bands covered whole curves of 18 places in .93 to .95, pointwise
+    intervals in .74 to .76 (`docs/statistics/coverage.md`).
 
     Parameters
     ----------
     jackknife : with `deleted` (unit, ...).
+    level : coverage of a whole curve, in (0, 1).
     n_resamples : draws of t.
     axis : of the estimate, the curve; every other axis has bands of its own.
 
     Returns
     -------
-    band : (..., ci_bound)
-    critical : (..., 1 along `axis`), c.
+    band : (..., ci_bound), NaN at a place without an error; such a place widens no band.
+    critical : (..., 1 along `axis`), c, at least the quantile of t at one place.
     """
+    from scipy.special import stdtrit  # half a second, which --help need not wait for
+
     n = len(jackknife.deleted)
     influence = jackknife.deleted - jackknife.deleted.mean(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -46,7 +51,8 @@ def simultaneous(
     axis = axis % jackknife.estimate.ndim
     largest = np.abs(np.tensordot(normal, scaled, 1)).max(axis=1 + axis, keepdims=True)
     draws = largest * student.reshape(-1, *([1] * jackknife.estimate.ndim))
-    critical = np.quantile(draws, level, axis=0)
+    # by chance of the draws alone, a band may come out narrower than the pointwise interval
+    critical = np.maximum(np.quantile(draws, level, axis=0), stdtrit(n - 1, (1 + level) / 2))
     margin = critical * jackknife.standard_error
     band = np.stack([jackknife.estimate - margin, jackknife.estimate + margin], axis=-1)
     return band, critical

@@ -88,7 +88,7 @@ def label_assignments(
     Parameters
     ----------
     label : (run)
-    n_resamples : the most that are listed; if there are more, so many are drawn at random.
+    n_resamples : the most beside the observed one; if there are more, so many are drawn.
 
     Returns
     -------
@@ -135,8 +135,9 @@ def label_test(
     extreme = {"greater": null, "less": -null, "two-sided": np.abs(null)}[alternative]
     # relabellings that must tie, such as two arms exchanged, differ by rounding only
     slack = _TIE * max(1e-300, float(np.nanmax(np.abs(extreme))))
-    p = float((extreme >= extreme[0] - slack).mean())
-    smallest = float((extreme >= np.nanmax(extreme) - slack).mean())
+    # "not less" counts a relabelling whose statistic is missing against the claim
+    p = float((~(extreme < extreme[0] - slack)).mean())
+    smallest = float((~(extreme < np.nanmax(extreme) - slack)).mean())
     return LabelTest(p, smallest, exact, null)
 
 
@@ -150,9 +151,8 @@ def adjusted_p(p: NDArray, *, method: Correction = "holm") -> NDArray[np.float64
     ----------
     p : (...), one family; NaN stays NaN and does not count.
     """
-    from statsmodels.stats.multitest import (
-        multipletests,
-    )  # a second, which --help need not wait for
+    # a second, which --help need not wait for
+    from statsmodels.stats.multitest import multipletests
 
     p = np.asarray(p, dtype=np.float64)
     corrected = np.full(p.shape, np.nan)

@@ -80,6 +80,10 @@ def jackknife(
 
     se² = (D - 1)/D sum_d (theta_(d) - mean theta_(.))² [3]_, and estimate ± t_{D-1} se [2]_.
 
+    In simulation, 95% intervals of z covered .91 to .93 with 20 units, .92 to .93 with 50, and .94
+    to .95 with 200 and more; of a mean squared difference .73 to .81 with 20 and .91 to .94 with
+    1,000, also on the scale of its logarithm too little (`docs/statistics/coverage.md`).
+
     Parameters
     ----------
     estimate : (...), on a scale where the error is near symmetric: Fisher's z for a correlation.
@@ -107,8 +111,11 @@ def bootstrap_weights(
 ) -> NDArray[np.float64]:
     """How often each unit is in each resample of as many units, (resample, unit)."""
     _require_units(n_units)
-    even = np.full(n_units, 1 / n_units)
-    return rng.multinomial(n_units, even, size=n_resamples).astype(np.float64)
+    drawn = rng.integers(n_units, size=(n_resamples, n_units))
+    # numbered on from resample to resample, all are counted at once: much faster than multinomial
+    drawn += n_units * np.arange(n_resamples)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=drawn.size)
+    return counts.reshape(drawn.shape).astype(np.float64)
 
 
 def bootstrap(
@@ -123,7 +130,9 @@ def bootstrap(
 
     "percentile" takes quantiles of the draws; "t" those of (draw - estimate) / se with the
     jackknife error of each resample, times the error of the estimate; "bca" corrects the
-    percentiles for bias and skewness [5]_. With few units the first is too narrow.
+    percentiles for bias and skewness [5]_. In simulation, 95% intervals of z covered .87 to .89,
+    .89 to .91 and .83 to .85 with 20 units, and with 200 or more "percentile" .92 to .95 and "bca"
+    .87 to .93: less than the jackknife (`docs/statistics/coverage.md`).
 
     Parameters
     ----------
@@ -145,8 +154,9 @@ def bootstrap(
         error = jackknife(estimate, statistic(leave_one_out(sums))).standard_error
         errors = _in_blocks(lambda w: _weighted_error(sums, statistic, w), weights, sums.nbytes)
         with np.errstate(invalid="ignore", divide="ignore"):
+            # a resample of one unit alone has no spread: its t is infinite, and so may be the end
             t = (draws - estimate) / errors
-        ci = estimate - np.quantile(np.where(np.isfinite(t), t, 0.0), tails[::-1], axis=0) * error
+            ci = estimate - np.quantile(t, tails[::-1], axis=0) * error
     else:
         ci = _bca(estimate, draws, statistic(leave_one_out(sums)), tails)
     return Bootstrap(estimate, np.moveaxis(ci, 0, -1), draws)
@@ -161,14 +171,15 @@ def _bca(
     """Bias-corrected and accelerated percentiles, (ci_bound, ...) [5]_."""
     from scipy.special import ndtr, ndtri
 
-    # a draw that ties with the estimate counts half, as for a discrete statistic
-    below = (draws < estimate).mean(axis=0) + (draws == estimate).mean(axis=0) / 2
+    # a draw that ties with the estimate, to rounding, counts half, as for a discrete statistic
+    slack = 1e-12 * np.abs(estimate)
+    below = ((draws < estimate - slack).mean(axis=0) + (draws <= estimate + slack).mean(axis=0)) / 2
     bias = ndtri(below)
     spread = deleted.mean(axis=0) - deleted
     with np.errstate(invalid="ignore", divide="ignore"):
         skew = (spread**3).sum(axis=0) / (6 * (spread**2).sum(axis=0) ** 1.5)
-    shifted = bias + ndtri(tails).reshape(-1, *([1] * estimate.ndim))
-    share = ndtr(bias + shifted / (1 - skew * shifted))
+        shifted = bias + ndtri(tails).reshape(-1, *([1] * estimate.ndim))
+        share = ndtr(bias + shifted / (1 - skew * shifted))
     flat = draws.reshape(len(draws), -1)
     ci = np.full((2, flat.shape[1]), np.nan)
     for column, shares in enumerate(share.reshape(2, -1).T):
@@ -183,12 +194,12 @@ def _weighted_error(
     """Jackknife error inside resamples: one copy of a unit deleted at a time, (resample, ...)."""
     n = len(sums)
     total = np.tensordot(weights, sums, 1)
-    deleted = statistic(total[:, None] - sums)
-    w = weights.reshape(*weights.shape, *([1] * (deleted.ndim - 2)))
     # a unit that is not in the resample cannot be deleted from it
-    present = np.where(w > 0, deleted, 0.0)
-    mean = (w * present).sum(axis=1, keepdims=True) / n
-    return np.sqrt((n - 1) / n * (w * np.where(w > 0, deleted - mean, 0.0) ** 2).sum(axis=1))
+    present = weights.reshape(*weights.shape, *([1] * (sums.ndim - 1))) > 0
+    deleted = statistic(total[:, None] - present * sums)
+    w = weights.reshape(*weights.shape, *([1] * (deleted.ndim - 2)))
+    mean = (w * deleted).sum(axis=1, keepdims=True) / n
+    return np.sqrt((n - 1) / n * (w * (deleted - mean) ** 2).sum(axis=1))
 
 
 def _in_blocks(

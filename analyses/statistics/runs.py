@@ -3,6 +3,11 @@ r"""The delete-one-run jackknife: how far an estimate would move with other trai
 A pairwise mean over S runs is no mean of S(S-1)/2 independent values: each run is in S - 1 of them.
 So runs are deleted, with all their pairs, and never pairs.
 
+With losses T + A_arm + e_run, e noisier in one arm, 95% intervals of a mean of pairs covered .95 to
+.97 for 3 to 10 runs of one arm. Between arms they covered .94 to .97 for equal arms of 3 to 10
+runs, and at least .93 with 2 runs in an arm or very unequal arms. Of `log_r_contrast` they are too
+wide rather than too narrow: .96 or more.
+
 References
 ----------
 .. [1] Arvesen (1969), doi:10.1214/aoms/1177697287 (jackknifing U-statistics, one and two samples).
@@ -51,7 +56,12 @@ def jackknife_runs(
     r"""Interval from the values that an estimate takes without each run, runs sampled by arm [1]_.
 
     se² = sum_arms (S_a - 1)/S_a sum_{i in a} (theta_(i) - mean_a)², and estimate ± t se with
-    S - 1 degrees of freedom for one arm, Satterthwaite's for several [3]_.
+    Satterthwaite's degrees of freedom [3]_, but no more than if every arm had the runs of the
+    smallest. For one arm these are S - 1; for a difference of means of equal arms they are Welch's.
+    With 6 quiet and 2 noisy runs 95% intervals covered .93 to .96, without the cap .89 to .90; with
+    2 quiet and 6 noisy ones they are far too wide, above .99 (`docs/statistics/coverage.md`). The
+    estimate must keep the share of each arm: in a mean over pairs of mixed arms, leaving out a run
+    changes it, and errors by arm covered .91 to .93.
 
     Parameters
     ----------
@@ -67,19 +77,17 @@ def jackknife_runs(
     """
     from scipy.special import stdtrit  # half a second, which --help need not wait for
 
-    variances, freedoms = [], []
-    for label in np.unique(arm):
-        own = deleted[arm == label]
-        n = len(own)
-        spread = own - own.mean(axis=0)
-        variance = (n - 1) / n * (spread**2).sum(axis=0)
-        variances.append(variance if n > 1 else np.full(variance.shape, np.nan))
-        freedoms.append(max(n - 1, 1))
-    parts = np.stack(variances)
+    names, n = np.unique(arm, return_counts=True)
+    parts = np.stack(
+        [(m - 1) * deleted[arm == a].var(axis=0) for a, m in zip(names, n, strict=True)]
+    )
+    parts[n < 2] = np.nan
     total = parts.sum(axis=0)
-    weights = np.array(freedoms).reshape(-1, *([1] * (parts.ndim - 1)))
+    own_freedom = np.maximum(n - 1, 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        freedom = total**2 / (parts**2 / weights).sum(axis=0)
+        satterthwaite = total**2 / np.tensordot(1 / own_freedom, parts**2, 1)
+    # uncapped, an arm of two runs whose spread is small by chance hides behind a larger arm
+    freedom = np.minimum(satterthwaite, len(n) * own_freedom.min())
     margin = stdtrit(np.where(total > 0, freedom, 1.0), (1 + level) / 2) * np.sqrt(total)
     ci = np.stack([estimate - margin, estimate + margin], axis=-1)
     return Jackknife(np.asarray(estimate), np.sqrt(total), ci, deleted)

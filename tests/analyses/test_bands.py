@@ -31,7 +31,7 @@ def test_places_that_move_together_need_no_wider_band() -> None:
 
 def test_independent_places_need_the_quantile_of_the_largest_t() -> None:
     """With many units, max |t| of 20 independent places is that of 20 normals."""
-    found = curve(np.random.default_rng(0).standard_normal((4000, 20)))
+    found = curve(np.random.default_rng(0).standard_normal((800, 20)))
     _, critical = band(found)
     expected = stats.norm.ppf((1 + 0.95 ** (1 / 20)) / 2)
     assert critical.item() == pytest.approx(expected, rel=0.02)
@@ -58,6 +58,16 @@ def test_missing_places_have_no_band_and_widen_no_other() -> None:
     assert np.isnan(ci[2]).all()
     assert np.isfinite(np.delete(ci, 2, axis=0)).all()
     assert fewer.item() <= critical.item()
+
+
+def test_no_draws_make_a_band_narrower_than_the_pointwise_interval() -> None:
+    found = curve(np.random.default_rng(0).standard_normal((15, 3)))
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        ci, _ = simultaneous(found, level=0.9, n_resamples=3, rng=rng)
+        narrow = jackknife(found.estimate, found.deleted, level=0.9).ci
+        assert (ci[:, 0] <= narrow[:, 0]).all()
+        assert (ci[:, 1] >= narrow[:, 1]).all()
 
 
 def test_band_covers_a_whole_curve_and_pointwise_intervals_do_not() -> None:

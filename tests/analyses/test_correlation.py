@@ -12,6 +12,7 @@ from analyses.statistics.correlation import (
     r2_interval,
 )
 from analyses.statistics.documents import document_slices
+from analyses.statistics.resampling import leave_one_out
 
 # four documents of (x, y) tokens, and what exact arithmetic makes of them
 DOCUMENTS = (
@@ -131,6 +132,13 @@ def test_pearson_of_ranks_is_spearman() -> None:
     assert exact[0, 1] == pytest.approx(0.874128248948431, rel=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ranks_are_those_of_scipy(dtype: type) -> None:
+    values = np.random.default_rng(0).integers(-9, 9, (3, 500)).astype(dtype) / 7
+    values[2] = 1.0
+    np.testing.assert_array_equal(average_ranks(values), stats.rankdata(values, axis=-1))
+
+
 def test_ranks_of_a_row_that_is_not_finite_are_missing() -> None:
     values, _ = _losses()
     values[2, 5] = np.inf
@@ -166,6 +174,39 @@ def test_partial_correlation_is_that_of_least_squares_residuals() -> None:
         expected = np.corrcoef(_residuals(values[:m], values[m:]))
         actual = partial_r(moments, n_controls=n_controls)
         np.testing.assert_allclose(actual, expected, rtol=1e-10)
+
+
+def test_partial_correlation_without_each_document_is_that_of_the_others() -> None:
+    values, labels = _losses(n_models=6)
+    deleted = partial_r(leave_one_out(document_moments(values, labels)), n_controls=3)
+    for document in range(20):
+        kept = values[:, labels != document]
+        expected = np.corrcoef(_residuals(kept[:3], kept[3:]))
+        np.testing.assert_allclose(deleted[document], expected, rtol=1e-9)
+
+
+def test_powers_of_a_control_of_any_scale_keep_their_digits() -> None:
+    values, labels = _losses(n_models=3)
+    surprisal = np.random.default_rng(1).normal(10.0, 1.0, 600)
+    controls = np.stack([surprisal, surprisal**2, 1e-6 * surprisal**3, 1e6 * np.arange(600)])
+    moments = document_moments(np.concatenate([values + 0.3 * surprisal, controls]), labels)
+    z = (controls - controls.mean(axis=1, keepdims=True)) / controls.std(axis=1, keepdims=True)
+    expected = np.corrcoef(_residuals(values, z))
+    np.testing.assert_allclose(partial_r(moments.sum(axis=0), n_controls=4), expected, rtol=1e-7)
+
+
+def test_a_control_that_varies_in_one_document_drops_out_without_it() -> None:
+    values, labels = _losses(n_models=3)
+    control = np.where(labels == 4, np.random.default_rng(1).standard_normal(600), 0.7)
+    moments = document_moments(np.concatenate([values, control[None]]), labels)
+    deleted = partial_r(leave_one_out(moments), n_controls=1)
+    np.testing.assert_allclose(deleted[4], np.corrcoef(values[:, labels != 4]), rtol=1e-10)
+
+
+def test_a_control_that_is_not_finite_leaves_nothing() -> None:
+    values, labels = _losses()
+    values[3, 9] = np.nan
+    assert np.isnan(partial_r(document_moments(values, labels).sum(axis=0), n_controls=1)).all()
 
 
 def test_partial_correlation_of_a_common_cause_is_near_zero() -> None:

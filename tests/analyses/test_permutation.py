@@ -146,6 +146,65 @@ def test_monte_carlo_p_counts_the_observed_labels_and_holds_its_level() -> None:
     assert 8 <= (np.array(p) <= 0.05).sum() <= 34  # 20 expected, 99.9% two-sided
 
 
+def one_factor_r(rng: np.random.Generator, *, own: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Correlations of L = T + A_arm + e for 3 + 3 runs, the second arm noisier; A of spread own."""
+    arm = np.repeat([0, 1], 3)
+    noise = np.array([0.3, 0.7])[arm]
+    shared = rng.standard_normal(400) + own * rng.standard_normal((2, 400))[arm]
+    return np.corrcoef(shared + noise[:, None] * rng.standard_normal((6, 400))), arm
+
+
+def test_noise_of_arms_alone_rejects_the_raw_contrast_always_and_delta_near_its_level() -> None:
+    """Runs of arms that differ in noise are not quite exchangeable: .10 becomes .14 at 3 + 3."""
+    rng = np.random.default_rng(0)
+    n_replicates = 300
+    rejected = {"delta": 0, "raw": 0}
+    for _ in range(n_replicates):
+        r, arm = one_factor_r(rng)
+        delta = label_test(
+            lambda label, r=r: float(log_r_contrast(r, label)), arm, alternative="less", rng=rng
+        )
+        rejected["delta"] += delta.p <= 0.1 + 1e-12
+        rejected["raw"] += label_test(raw_contrast(r), arm, rng=rng).p <= 0.05 + 1e-12
+    assert 26 <= rejected["delta"] <= 58  # 42 expected, 99% two-sided
+    assert rejected["raw"] > 0.9 * n_replicates
+
+
+def test_an_arm_part_is_found_as_often_as_three_runs_an_arm_allow() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(50):
+        r, arm = one_factor_r(rng, own=0.4)
+        found.append(
+            label_test(
+                lambda label, r=r: float(log_r_contrast(r, label)), arm, alternative="less", rng=rng
+            ).p
+        )
+    assert np.median(found) == pytest.approx(1 / 10)
+
+
+def test_relabellings_that_differ_by_rounding_alone_are_ties() -> None:
+    tenths = np.array([1, 2, 3, 3, 2, 1])  # .1 + .2 + .3 is more than .3 + .2 + .1
+    label = np.array([1, 1, 1, 0, 0, 0])
+    exact, rounded = (
+        label_test(lambda arm, x=x: float(sum(x[arm == 1])), label, rng=np.random.default_rng(0))
+        for x in (tenths, tenths / 10)
+    )
+    assert rounded.p == exact.p
+    assert rounded.smallest_p == exact.smallest_p
+
+
+def test_a_relabelling_without_a_statistic_counts_against_the_claim() -> None:
+    x = np.array([5.0, 1.0, 2.0, 3.0])
+
+    def difference(arm: np.ndarray) -> float:
+        return np.nan if arm[3] else float(x[arm == 1].mean() - x[arm == 0].mean())
+
+    found = label_test(difference, np.array([1, 0, 0, 0]), rng=np.random.default_rng(0))
+    assert found.p == pytest.approx(2 / 4)
+    assert found.smallest_p == pytest.approx(2 / 4)
+
+
 def test_a_statistic_that_is_missing_has_no_p() -> None:
     found = label_test(lambda arm: np.nan, np.array([0, 1]), rng=np.random.default_rng(0))
     assert np.isnan(found.p)
@@ -159,14 +218,19 @@ P = [0.001, 0.008, 0.039, 0.041, 0.042, 0.06, 0.074, 0.205, 0.212, 0.216, 0.222,
 
 def test_known_family_is_corrected_as_known() -> None:
     p = np.array(P)
-    np.testing.assert_allclose(adjusted_p(p)[:5], [0.025, 0.192, 0.897, 0.902, 0.902])
-    bh = adjusted_p(p, method="fdr_bh")
-    np.testing.assert_allclose(bh[:6], [0.025, 0.1, 0.21, 0.21, 0.21, 0.25])
-    by = adjusted_p(p, method="fdr_by")
-    np.testing.assert_allclose(by[:3], [0.09539895444383767, 0.3815958177753507, 0.80135121732824])
-    np.testing.assert_allclose(
-        adjusted_p(np.array([0.01, 0.01, 0.03, 0.04])), [0.04, 0.04, 0.06, 0.06]
-    )
+    holm = [0.025, 0.192, 0.897, 0.902, 0.902] + 20 * [1.0]
+    np.testing.assert_allclose(adjusted_p(p), holm)
+    bh = [0.025, 0.1, *3 * [0.21], 0.25, 1.85 / 7, *7 * [27.5 / 56], *2 * [0.5328125],
+          9.6 / 17, *2 * [14.85 / 19], 0.87, 19.05 / 21, *4 * [0.986]]  # fmt: skip
+    np.testing.assert_allclose(adjusted_p(p, method="fdr_bh"), bh)
+    by = [0.09539895444383767, 0.3815958177753507, *3 * [0.8013512173282364], 0.9539895444383767]
+    np.testing.assert_allclose(adjusted_p(p, method="fdr_by"), by + 19 * [1.0])
+
+
+def test_tied_p_values_stay_tied_in_any_order() -> None:
+    p = np.array([0.04, 0.01, 0.03, 0.01])
+    np.testing.assert_allclose(adjusted_p(p), [0.06, 0.04, 0.06, 0.04])
+    np.testing.assert_allclose(adjusted_p(p, method="fdr_bh"), [0.04, 0.02, 0.04, 0.02])
 
 
 def test_missing_p_values_stay_missing_and_do_not_count() -> None:

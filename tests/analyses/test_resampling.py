@@ -146,6 +146,77 @@ def test_intervals_of_a_mean_agree_with_r(method, expected) -> None:
     np.testing.assert_allclose(ci, expected, rtol=0.01)
 
 
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+def test_interval_of_a_mean_is_that_of_scipy(method: str) -> None:
+    """Units of one token: the same distribution of resamples, drawn by other code."""
+    x = np.random.default_rng(0).gamma(2.0, 1.0, 40)
+    weights = bootstrap_weights(40, n_resamples=50_000, rng=np.random.default_rng(1))
+    sums = np.stack([np.ones(40), x], axis=-1)
+    ours = bootstrap(sums, _mean, weights=weights, method=method, level=0.9)
+    theirs = stats.bootstrap(
+        (x,), np.mean, confidence_level=0.9, n_resamples=50_000, method=method,
+        rng=np.random.default_rng(2),
+    )  # fmt: skip
+    spread = theirs.standard_error
+    np.testing.assert_allclose(ours.ci, theirs.confidence_interval, atol=0.03 * spread)
+    assert ours.draws.std() == pytest.approx(spread, rel=0.02)
+
+
+def test_resamples_of_one_unit_alone_do_not_narrow_bootstrap_t() -> None:
+    """A ninth of the resamples of three units have no spread, so its interval has no end."""
+    sums = np.stack([np.ones(3), np.array([1.0, 2.0, 4.0])], axis=-1)
+    ci = bootstrap(sums, _mean, weights=_all_resamples(3), method="t").ci
+    assert not np.isfinite(ci).any()
+
+
+@pytest.mark.parametrize("method", ["percentile", "t", "bca"])
+def test_a_missing_estimate_has_no_bootstrap_interval_and_spoils_no_other(method: str) -> None:
+    rng = np.random.default_rng(0)
+    sums = np.stack([np.ones((12, 2)), rng.gamma(2.0, 1.0, (12, 2))], axis=-1)
+    sums[:, 1, 1] = np.nan
+    weights = bootstrap_weights(12, n_resamples=200, rng=rng)
+    ci = bootstrap(sums, _mean, weights=weights, method=method).ci
+    assert np.isnan(ci[1]).all()
+    alone = bootstrap(sums[:, 0], _mean, weights=weights, method=method).ci
+    np.testing.assert_allclose(ci[0], alone)
+
+
+def test_an_estimate_beyond_all_draws_has_no_bca_interval() -> None:
+    """A maximum: no draw lies above the estimate, so that its bias is infinite."""
+
+    def largest(sums: np.ndarray) -> np.ndarray:
+        return (sums > 0).sum(axis=-1).astype(float)
+
+    weights = bootstrap_weights(8, n_resamples=200, rng=np.random.default_rng(0))
+    weights[(weights > 0).all(axis=1)] = np.eye(8)[0] * 8
+    assert np.isnan(bootstrap(np.eye(8), largest, weights=weights, method="bca").ci).all()
+
+
+def test_percentiles_of_few_documents_are_narrower_than_the_jackknife() -> None:
+    rng = np.random.default_rng(0)
+    truth, n_replicates = np.arctanh(0.5), 400
+    hits = dict.fromkeys(("jackknife", "percentile", "t"), 0)
+    mixing = np.linalg.cholesky([[1, 0.5], [0.5, 1]])
+    for _ in range(n_replicates):
+        values = mixing @ rng.standard_normal((2, 80))
+        moments = document_moments(values, np.repeat(np.arange(10), 8))
+        weights = bootstrap_weights(10, n_resamples=200, rng=rng)
+        found = {
+            m: bootstrap(moments, _z01, weights=weights, method=m) for m in ("percentile", "t")
+        }
+        found["jackknife"] = jackknife(_z01(moments.sum(axis=0)), _z01(leave_one_out(moments)))
+        for name, interval in found.items():
+            hits[name] += bool(interval.ci[0] <= truth <= interval.ci[1])
+    # of 380 expected; two-sided 1% acceptance is 368 to 390
+    assert hits["percentile"] < 360
+    assert 368 <= hits["jackknife"] <= 390
+    assert hits["percentile"] + 10 < hits["t"]
+
+
+def _z01(moments: np.ndarray) -> np.ndarray:
+    return fisher_z(pearson_r(moments))[..., 0, 1]
+
+
 def test_bootstrap_t_is_that_of_a_slow_loop() -> None:
     rng = np.random.default_rng(0)
     x = rng.gamma(2.0, 1.0, 15)
@@ -177,3 +248,22 @@ def test_every_bootstrap_of_many_pairs_is_that_of_each_pair(method: str) -> None
     )
     np.testing.assert_allclose(together.ci[0, 2], alone.ci, rtol=1e-9)
     np.testing.assert_allclose(together.draws[:, 0, 2], alone.draws, rtol=1e-9)
+
+
+def test_bootstrap_t_of_a_correlation_deletes_only_units_that_a_resample_holds() -> None:
+    """Without the wide unit, a resample that never held it would have negative variances."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((2, 6, 5)) + rng.standard_normal((6, 5))
+    values[:, 2] *= 20
+    moments = document_moments(values.reshape(2, -1), np.repeat(np.arange(6), 5))
+    weights = bootstrap_weights(6, n_resamples=80, rng=rng)
+    t = []
+    for w in weights.astype(int):
+        sample = np.repeat(moments, w, axis=0)
+        deleted = _z01(leave_one_out(sample))
+        error = np.sqrt(5 / 6 * ((deleted - deleted.mean()) ** 2).sum())
+        t.append((_z01(sample.sum(axis=0)) - _z01(moments.sum(axis=0))) / error)
+    found = jackknife(_z01(moments.sum(axis=0)), _z01(leave_one_out(moments)))
+    expected = found.estimate - np.quantile(t, [0.975, 0.025]) * found.standard_error
+    ci = bootstrap(moments, _z01, weights=weights, method="t").ci
+    np.testing.assert_allclose(ci, expected, rtol=1e-9)

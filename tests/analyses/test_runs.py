@@ -3,6 +3,7 @@ import pytest
 from scipy import stats
 
 from analyses.statistics.pairs import pair_indices
+from analyses.statistics.resampling import Jackknife
 from analyses.statistics.runs import (
     contrast_without_each_run,
     jackknife_runs,
@@ -36,18 +37,31 @@ def test_jackknife_of_a_mean_over_runs_is_students_interval() -> None:
     np.testing.assert_allclose(found.ci, [expected.low, expected.high])
 
 
-def test_jackknife_of_a_difference_of_arms_is_welchs_interval() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal(4), 3 * rng.standard_normal(7)
-    estimate = a.mean() - b.mean()
+def difference_of_means(a: np.ndarray, b: np.ndarray) -> Jackknife:
     deleted = np.concatenate([
-        (a.sum() - a) / 3 - b.mean(),
-        a.mean() - (b.sum() - b) / 6,
+        (a.sum() - a) / (len(a) - 1) - b.mean(),
+        a.mean() - (b.sum() - b) / (len(b) - 1),
     ])  # fmt: skip
-    arm = np.array(["a"] * 4 + ["b"] * 7)
-    found = jackknife_runs(np.asarray(estimate), deleted, arm)
+    arm = np.array(["a"] * len(a) + ["b"] * len(b))
+    return jackknife_runs(np.asarray(a.mean() - b.mean()), deleted, arm)
+
+
+def test_jackknife_of_a_difference_of_equal_arms_is_welchs_interval() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal(5), 3 * rng.standard_normal(5)
     expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    np.testing.assert_allclose(found.ci, [expected.low, expected.high])
+    np.testing.assert_allclose(difference_of_means(a, b).ci, [expected.low, expected.high])
+
+
+def test_a_large_arm_lends_a_small_one_no_degrees_of_freedom() -> None:
+    rng = np.random.default_rng(0)
+    a, b = 0.1 * rng.standard_normal(3), rng.standard_normal(10)
+    found = difference_of_means(a, b)
+    welch = stats.ttest_ind(a, b, equal_var=False)
+    assert welch.df > 8
+    assert found.standard_error == pytest.approx((a.mean() - b.mean()) / welch.statistic)
+    margin = stats.t.ppf(0.975, 4) * found.standard_error  # as for three runs in both arms
+    np.testing.assert_allclose(found.ci, found.estimate + margin * np.array([-1, 1]))
 
 
 def test_runs_deleted_from_a_u_statistic_have_arvesens_variance() -> None:
@@ -77,8 +91,20 @@ def test_noisy_measures_of_one_thing_have_no_contrast() -> None:
     r = np.outer(a, a)
     arm = np.array([0, 0, 0, 1, 1])
     assert log_r_contrast(r, arm) == pytest.approx(0)
-    # disattenuation: observed .7937 with reliabilities .7 and .9 is a true correlation of 1
-    assert 0.7937253933193772 / np.sqrt(0.7 * 0.9) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("between", "within", "corrected"),
+    [
+        (0.7937253933193772, (0.7, 0.9), 1.0),
+        (0.5, (0.8, 0.7), 0.6681531047810609),
+        (0.9, (0.8, 0.8), 1.125),  # sampling error may put it above 1; it is not clipped
+    ],
+)
+def test_contrast_is_the_correction_for_attenuation(between, within, corrected) -> None:
+    arm = np.array([0, 1, 0, 1, 1])
+    r = np.where(arm[:, None] == arm, np.array(within)[arm], between)
+    assert np.exp(log_r_contrast(r, arm)) == pytest.approx(corrected, rel=1e-12)
 
 
 @pytest.mark.parametrize("own", [1.05, 0.97])
@@ -107,3 +133,73 @@ def test_no_contrast_of_correlations_that_are_not_positive_or_of_single_runs() -
     r[0, 1] = r[1, 0] = -0.1
     assert np.isnan(log_r_contrast(r, np.array([0, 0, 1, 1])))
     assert np.isnan(contrast_without_each_run(np.full((4, 4), 0.5), np.array([0, 0, 1, 1]))).all()
+
+
+def correlations(
+    arm: np.ndarray, rng: np.random.Generator, *, own: float = 0.0, n_replicates: int = 2000
+) -> np.ndarray:
+    """Correlations (replicate, run, run) of L_m(t) = T(t) + A_arm(t) + e_m(t), one text for all.
+
+    The second arm is noisier, and seeds differ in how noisy they are. A has standard deviation own.
+    """
+    text = np.random.default_rng(3).standard_normal((3, 100))
+    noise = np.array([0.4, 0.7])[arm] * np.exp(0.2 * rng.standard_normal((n_replicates, len(arm))))
+    losses = text[0] + own * text[1:][arm] + noise[..., None] * rng.standard_normal(
+        (n_replicates, len(arm), 100)
+    )  # fmt: skip
+    losses -= losses.mean(axis=-1, keepdims=True)
+    losses /= np.sqrt((losses**2).sum(axis=-1, keepdims=True))
+    return losses @ np.swapaxes(losses, -1, -2)
+
+
+def mean_of_pairs(r: np.ndarray, arm: np.ndarray, n_second: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean z of the pairs that have `n_second` runs of the second arm, and without each run."""
+    first, second = pair_indices(len(arm))
+    chosen = arm[first] + arm[second] == n_second
+    first, second = first[chosen], second[chosen]
+    z = np.arctanh(r[:, first, second])
+    return z.mean(axis=-1), mean_without_each_run(z, first, second, n_runs=len(arm))
+
+
+def hits(found: Jackknife, truth: float) -> int:
+    return int(((found.ci[:, 0] <= truth) & (truth <= found.ci[:, 1])).sum())
+
+
+# means of pairs are unbiased whatever the number of runs, so that many runs tell the truth
+MANY = np.repeat([0, 1], 10)
+
+
+@pytest.mark.parametrize("n_runs", [3, 5, 10])
+def test_interval_of_an_arm_covers_what_other_seeds_would_give_and_one_of_pairs_does_not(
+    n_runs: int,
+) -> None:
+    rng = np.random.default_rng(0)
+    truth = mean_of_pairs(correlations(MANY, rng), MANY, 2)[0].mean()
+    arm = np.ones(n_runs, dtype=int)
+    r = correlations(arm, rng)
+    assert 1874 <= hits(jackknife_runs(*mean_of_pairs(r, arm, 2), arm), truth) <= 1935
+    pairs = np.arctanh(r[:, *pair_indices(n_runs)])
+    n_pairs = pairs.shape[1]
+    margin = stats.t.ppf(0.975, n_pairs - 1) * pairs.std(axis=1, ddof=1) / np.sqrt(n_pairs)
+    assert (np.abs(pairs.mean(axis=1) - truth) <= margin).mean() < 0.87
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (3, 3), (6, 6), (3, 6), (6, 3)])
+def test_interval_of_two_arms_covers_what_other_seeds_would_give(counts: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    truth = mean_of_pairs(correlations(MANY, rng), MANY, 1)[0].mean()
+    arm = np.repeat([0, 1], counts)
+    found = jackknife_runs(*mean_of_pairs(correlations(arm, rng), arm, 1), arm)
+    assert 1874 <= hits(found, truth) <= 1970
+
+
+@pytest.mark.parametrize("own", [0.0, 0.3])
+@pytest.mark.parametrize("counts", [(3, 3), (4, 8)])
+def test_interval_of_the_contrast_errs_on_the_wide_side(counts: tuple[int, int], own) -> None:
+    """Pairs have noise of their own beside that of their runs; deleting runs counts it twice."""
+    rng = np.random.default_rng(0)
+    truth = log_r_contrast(correlations(MANY, rng, own=own), MANY).mean()
+    arm = np.repeat([0, 1], counts)
+    r = correlations(arm, rng, own=own)
+    found = jackknife_runs(log_r_contrast(r, arm), contrast_without_each_run(r, arm), arm)
+    assert 1900 <= hits(found, truth) < 2000
