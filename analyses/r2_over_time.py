@@ -155,7 +155,7 @@ def _band(
 
 
 def plot(result: xr.Dataset) -> "Figure":
-    """r² over training, a panel for each kind of pair, and what noise of single runs would leave."""
+    """r² over training, a panel for each kind of pair, with what noise of runs would leave."""
     return pairs.draw(result, "r2", ceiling=True, fisher=True)
 
 
