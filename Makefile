@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY := studies/quick
 REPORTS := docs/reports/quick
-ANALYSES := r2_over_time expert_specialization
+ANALYSES := $(patsubst analyses/%.py,%,$(filter-out analyses/__%,$(wildcard analyses/*.py)))
 
 # Read when torch is imported: idle threads sleep instead of spinning on a shared machine.
 export OMP_WAIT_POLICY ?= passive

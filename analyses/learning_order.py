@@ -53,11 +53,11 @@ from functools import partial
 import numpy as np
 import xarray as xr
 
-from analyses.comparison.acquisition import MEASURES, Curves, common_steps, observe_curves
-from analyses.comparison.age_order import CONTROLS, order_similarity
-from analyses.comparison.arm_ages import ages_of_arms
 from analyses.comparison.arm_means import arm_ratios
-from analyses.comparison.curve_kinds import curve_kinds
+from analyses.comparison.learning.acquisition import MEASURES, Curves, common_steps, observe_curves
+from analyses.comparison.learning.age_order import CONTROLS, order_similarity
+from analyses.comparison.learning.arm_ages import ages_of_arms
+from analyses.comparison.learning.curve_kinds import curve_kinds
 from analyses.comparison.runs import run_coordinates, sorted_by_arm
 from analyses.comparison.units import token_units, unit_labels
 from analyses.comparison.walk import Progress, mean_loss

@@ -48,16 +48,16 @@ import numpy as np
 import xarray as xr
 
 from analyses.comparison.along import Match, along
-from analyses.comparison.arm_pairs import arm_pairs
-from analyses.comparison.class_differences import (
+from analyses.comparison.classes.arm_pairs import arm_pairs
+from analyses.comparison.classes.class_differences import (
     class_differences,
     classified,
     labelled,
     losses_at,
     measured,
 )
-from analyses.comparison.class_evidence import class_evidence
-from analyses.comparison.reliable_types import reliable_types
+from analyses.comparison.classes.class_evidence import class_evidence
+from analyses.comparison.classes.reliable_types import reliable_types
 from analyses.comparison.runs import run_coordinates, sorted_by_arm
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Progress, mean_loss

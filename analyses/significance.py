@@ -60,12 +60,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analyses.comparison.along import Match, along
+from analyses.comparison.claims.evidence import FEWEST_RUNS, evidence, verdict
+from analyses.comparison.claims.hypotheses import OTHER, z_matrix
+from analyses.comparison.claims.study_claims import claim_dataset, study_claims
 from analyses.comparison.contrasts import arm_contrasts
-from analyses.comparison.evidence import FEWEST_RUNS, evidence, verdict
-from analyses.comparison.hypotheses import OTHER, z_matrix
 from analyses.comparison.loss_similarity import MEASURES
 from analyses.comparison.runs import run_coordinates, sorted_by_arm
-from analyses.comparison.study_claims import claim_dataset, study_claims
 from analyses.comparison.summary import summarize
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Compared, Progress, mean_loss, walk

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from analyses.comparison.hypotheses import OTHER
+from analyses.comparison.claims.hypotheses import OTHER
 from analyses.reporting import figures, pairs
 
 if TYPE_CHECKING:

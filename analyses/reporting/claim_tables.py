@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from analyses.comparison.hypotheses import OTHER
-from analyses.comparison.stages import SHARE
+from analyses.comparison.claims.hypotheses import OTHER
+from analyses.comparison.claims.stages import SHARE
 from analyses.reporting import pairs
 from analyses.reporting.cohort import runs_sentence
 from analyses.reporting.report import Table

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from analyses.comparison.acquisition import MEASURES
-from analyses.comparison.curve_kinds import FEWEST_OCCURRENCES, typical_ids
+from analyses.comparison.learning.acquisition import MEASURES
+from analyses.comparison.learning.curve_kinds import FEWEST_OCCURRENCES, typical_ids
 from analyses.reporting import figures
 from analyses.reporting.report import Table
 from analyses.reporting.text import interval, number, p_value

@@ -11,7 +11,7 @@ from analyses import expert_specialization, r2_over_time
 from analyses.reporting import cli
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("expert_specialization", "r2_over_time")
+NAMES = tuple(sorted(path.stem for path in ROOT.glob("analyses/[a-z]*.py")))
 
 
 def _run(code: str) -> tuple[str, float]:
@@ -40,7 +40,7 @@ def test_help_teaches_and_starts_without_torch_in_two_seconds(name: str) -> None
     assert "loaded []" in output
     assert seconds < 2.0
     assert everything.question(name) in output
-    assert f"python -m analyses.{name} studies/quick" in output
+    assert f"python -m analyses.{name} studies/" in output
     assert "References" in output
 
 

@@ -13,8 +13,8 @@ from scipy import stats
 from sklearn.linear_model import LinearRegression
 
 from analyses import learning_order as analysis
-from analyses.comparison.acquisition import MEASURES
-from analyses.comparison.curve_kinds import typical_ids
+from analyses.comparison.learning.acquisition import MEASURES
+from analyses.comparison.learning.curve_kinds import typical_ids
 from analyses.comparison.units import unit_labels
 from analyses.learning_order import learning_order
 from analyses.reporting.learning_figures import (

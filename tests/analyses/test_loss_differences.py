@@ -11,10 +11,10 @@ import xarray as xr
 from scipy import optimize, stats
 
 from analyses import loss_differences as analysis
-from analyses.comparison.arm_pairs import ArmPair, arm_pairs
-from analyses.comparison.class_differences import classified
-from analyses.comparison.class_evidence import class_evidence, exchange_tests
-from analyses.comparison.reliable_types import reliable_types
+from analyses.comparison.classes.arm_pairs import ArmPair, arm_pairs
+from analyses.comparison.classes.class_differences import classified
+from analyses.comparison.classes.class_evidence import class_evidence, exchange_tests
+from analyses.comparison.classes.reliable_types import reliable_types
 from analyses.loss_differences import loss_differences
 from analyses.reporting.difference_tables import in_context, token_texts
 from analyses.reporting.text import escape

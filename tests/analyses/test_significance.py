@@ -11,8 +11,8 @@ from scipy.stats import ttest_1samp
 from statsmodels.stats.multitest import multipletests
 
 from analyses import significance as analysis
-from analyses.comparison.evidence import evidence, verdict
-from analyses.comparison.hypotheses import (
+from analyses.comparison.claims.evidence import evidence, verdict
+from analyses.comparison.claims.hypotheses import (
     CLOSE,
     OTHER,
     Claim,
@@ -21,7 +21,7 @@ from analyses.comparison.hypotheses import (
     mean_z,
     z_matrix,
 )
-from analyses.comparison.stages import SHARE, Stages, stages
+from analyses.comparison.claims.stages import SHARE, Stages, stages
 from analyses.r2_over_time import r2_over_time
 from analyses.reporting.claim_figures import draw_curves
 from analyses.significance import plot, significance, similarity_of_losses

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analyses.comparison.arm_pairs import ArmPair
+from analyses.comparison.classes.arm_pairs import ArmPair
 from analyses.statistics.class_means import class_interval, class_means, class_sums
 from analyses.statistics.permutation import label_test
 from analyses.statistics.resampling import jackknife

@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analyses.comparison.along import Along
-from analyses.comparison.arm_pairs import ArmPair
+from analyses.comparison.classes.arm_pairs import ArmPair
 from analyses.comparison.units import token_units
 from analyses.comparison.walk import Progress, mapped
 from analyses.reporting.text import labels

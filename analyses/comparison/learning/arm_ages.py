@@ -4,8 +4,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analyses.comparison.age_order import compared_tokens, predictors
 from analyses.comparison.arm_means import arm_ratios
+from analyses.comparison.learning.age_order import compared_tokens, predictors
 from analyses.comparison.summary import Scale
 from analyses.statistics.documents import document_slices
 from analyses.statistics.learning import log_step

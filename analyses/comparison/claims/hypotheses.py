@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.comparison.stages import SHARE, Stages
+from analyses.comparison.claims.stages import SHARE, Stages
 from analyses.statistics.pairs import pair_indices
 from analyses.statistics.runs import log_r_contrast
 

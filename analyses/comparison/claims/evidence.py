@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.comparison.hypotheses import Claim
+from analyses.comparison.claims.hypotheses import Claim
 from analyses.statistics.permutation import label_test
 from analyses.statistics.resampling import Jackknife, jackknife
 from analyses.statistics.runs import jackknife_runs

@@ -18,8 +18,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analyses.comparison.arm_pairs import ArmPair
-from analyses.comparison.class_differences import Tokens
+from analyses.comparison.classes.arm_pairs import ArmPair
+from analyses.comparison.classes.class_differences import Tokens
 from analyses.reporting.text import labels
 from analyses.statistics.class_means import class_sums
 from analyses.statistics.permutation import LabelTest, adjusted_p, label_test

@@ -4,15 +4,15 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analyses.comparison.evidence import Evidence
-from analyses.comparison.hypotheses import (
+from analyses.comparison.claims.evidence import Evidence
+from analyses.comparison.claims.hypotheses import (
     OTHER,
     Claim,
     claim_of_height,
     claims_about_dense,
     claims_about_moe,
 )
-from analyses.comparison.stages import Stages, stages
+from analyses.comparison.claims.stages import Stages, stages
 from analyses.reporting import pairs
 from analyses.reporting.text import labels, listed
 from analyses.statistics.pairs import pair_indices
