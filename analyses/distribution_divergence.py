@@ -49,17 +49,17 @@ import numpy as np
 import xarray as xr
 
 from analyses.comparison.along import Along, Match, along
-from analyses.comparison.excess import arm_excess
-from analyses.comparison.runs import run_coordinates, sorted_by_arm
-from analyses.comparison.seed_phases import seed_phases
-from analyses.comparison.summary import PLAIN, summarize
-from analyses.comparison.token_divergence import (
+from analyses.comparison.divergence.seed_phases import seed_phases
+from analyses.comparison.divergence.token_divergence import (
     MEASURES,
     Bands,
     frequency_bands,
     references,
     token_divergence,
 )
+from analyses.comparison.excess import arm_excess
+from analyses.comparison.runs import run_coordinates, sorted_by_arm
+from analyses.comparison.summary import PLAIN, summarize
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Progress, mean_loss, walk
 from analyses.reporting import cli, divergence_figures, divergence_text, excess, pairs
@@ -260,9 +260,8 @@ def _drawings(result: xr.Dataset, last: xr.Dataset) -> Iterator[Drawing]:
             name="phases",
             title="KL between the seeds of each arm over training, and its phases",
             caption="Spans are phases that are seen. An asterisk marks one that is seen in these "
-            "runs but not with certainty over runs, a cross one that is not seen, a question mark "
-            "one that cannot be told. Below, how far the models are from distributions that do not "
-            "know the context.",
+            "runs but not surely over runs, a question mark one that cannot be told. Below, "
+            "how far the models are from distributions that do not know the context.",
             figure=divergence_figures.draw_phases(result),
             data={"phases": result[names], "kl_by_arms": result[kl]},
         )

@@ -5,9 +5,9 @@ interpolated: with weights w_i0 + w_i1 = 1 such that w_i0 L_i0 + w_i1 L_i1 is th
 of runs i and j is sum_{a,b} w_ab theta_ia,jb with the joint weights of those margins that set most
 runs against each other on the same side, w_00 = min(w_i0, w_j0) and w_11 = min(w_i1, w_j1).
 Products w_ia w_jb would often set a run before the level against one after it, and a run would not
-even agree with itself. With single steps from 64 on left out of a study and put back, r² came out too
-low by .005 to .06, with joint weights within .012. The losses themselves are not averaged, which
-would hide part of what differs between runs: r² then came out too high by .007 to .04.
+even agree with itself. With single steps from 64 on left out of a study and put back, r² came out
+too low by .005 to .06, with joint weights within .012. The losses themselves are not averaged,
+which would hide part of what differs between runs: r² then came out too high by .007 to .04.
 """
 
 from typing import Literal, NamedTuple

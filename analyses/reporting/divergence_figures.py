@@ -16,7 +16,7 @@ REFERENCES = {
     "from_uniform": ("#8A8A8A", "from the uniform distribution"),
     "from_unigram": ("#8C564B", "from the unigram distribution"),
 }
-_MARKS = {"seen": "", "seen in these runs": "*", "not seen": "\N{MULTIPLICATION SIGN}"}
+_MARKS = {"seen": "", "seen in these runs": "*"}
 
 
 def draw_phases(result: xr.Dataset) -> "Figure":
@@ -61,7 +61,7 @@ def draw_phases(result: xr.Dataset) -> "Figure":
 
 
 def _phases(ax: "Axes", at: xr.Dataset) -> None:
-    """Phases as spans with their number, marked where they are not seen with certainty."""
+    """Phases that have steps, as spans with their number, marked where they are not certain."""
     top = ax.get_xaxis_transform()
     for i, color in enumerate(PHASE_COLORS):
         phase = at.isel(phase=i)

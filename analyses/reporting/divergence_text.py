@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from analyses.comparison.seed_phases import IN_THESE_RUNS
+from analyses.comparison.divergence.seed_phases import IN_THESE_RUNS
 from analyses.reporting import excess, pairs
 from analyses.reporting.cohort import runs_sentence
 from analyses.reporting.report import Table
@@ -135,9 +135,9 @@ def caveats(result: xr.Dataset, n_positions: int, without: list[str]) -> Iterato
         share = f"{100 * result.attrs['tolerance']:g}%"
         yield (
             f"A curve counts as flat within {share} of its range. A turn between two observed "
-            "steps is placed on one of them. The first phase of a run with warm-up may only be slow "
-            "learning. A last phase that is not seen, or cannot be told, may come later. Intervals "
-            "over runs do not allow for the choice of the turns."
+            "steps is placed on one of them. The first phase of a run with warm-up may be no more "
+            "than slow learning. A last phase that is not seen, or cannot be told, may come later. "
+            "Intervals over runs do not allow for the choice of the turns."
         )
     if "loss_level" in result.dims:
         yield (

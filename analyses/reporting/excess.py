@@ -111,8 +111,7 @@ def draw_excess(result: xr.Dataset, name: str) -> "Figure":
             # only the last panel of each column has nothing below it
             below = i + n_columns < len(contrasts)
             ax.tick_params(labelbottom=not below)
-            if below:
-                ax.set_xlabel("")
+            ax.set_xlabel("" if below else "step" if dim == "step" else "mean loss (nat)")
         figure.supylabel(figures.axis_label(result[f"excess_{name}"]), fontsize=9)
         dashed: dict[str, Any] = {"color": figures.CEILING, "lw": 1.2, "ls": (0, (4, 2))}
         figure.legend(

@@ -8,7 +8,7 @@ import xarray as xr
 from scipy.stats import entropy
 
 from analyses import distribution_divergence as analysis
-from analyses.comparison.token_divergence import Bands, frequency_bands, token_divergence
+from analyses.comparison.divergence.token_divergence import Bands, frequency_bands, token_divergence
 from analyses.distribution_divergence import distribution_divergence
 from analyses.statistics.divergence import js_divergence, kl_divergence
 from store.run import Run
