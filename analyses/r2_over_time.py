@@ -310,7 +310,7 @@ def _drawings(result: xr.Dataset, last: xr.Dataset) -> Iterator[Drawing]:
             title=f"Similarity of arms corrected for noise of single runs, rho2, {matched}",
             caption="1 means that runs of two arms agree as well as noise of single runs lets "
             f"them. The band is the interval over {unit}s, the bars are that over runs. Drawn from "
-            "where r² is 0.1 or more within and between all arms; before, the ratio is noise.",
+            "where r² is 0.5 or more within and between all arms; before, the ratio is noise.",
             figure=plot_contrasts(result),
             data={"rho2": result[names]},
         )
