@@ -1,4 +1,4 @@
-"""Figures and tables of what `comparison.summary` made of pairs: each pair, its kind, two intervals.
+"""Figures and tables of what `comparison.summary` made of pairs: pairs, kinds, two intervals.
 
 One panel a kind of pair. A dot is a pair, its halves in the colours of the two arms. The line is
 the mean of the kind, the band its interval over units of text, the bars its interval over runs.
