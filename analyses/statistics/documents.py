@@ -1,61 +1,7 @@
 """Documents as integer labels on tokens: the unit that every interval and every null resamples."""
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
-
-
-class ProbeText(NamedTuple):
-    """The probe set as integer labels, tokens in reading order.
-
-    Attributes
-    ----------
-    document : (token)
-    domain : (document)
-    vocabulary : (token), frequent token ids numbered from 0, -1 for the others.
-    documents, domains : names, sorted.
-    """
-
-    document: NDArray[np.intp]
-    domain: NDArray[np.intp]
-    vocabulary: NDArray[np.intp]
-    documents: NDArray[np.str_]
-    domains: NDArray[np.str_]
-
-
-def probe_text(token: NDArray, document: NDArray, domain: NDArray, *, min_count: int) -> ProbeText:
-    """Number the documents, domains and frequent token ids of a probe set.
-
-    Parameters
-    ----------
-    token : (sequence, pos), token ids.
-    document, domain : (sequence), names.
-    min_count : occurrences that make a token id frequent.
-
-    Raises
-    ------
-    ValueError
-        If a document has two domains, or no id is frequent.
-    """
-    documents, of_sequence = np.unique(document.astype(object).astype(str), return_inverse=True)
-    domains, domain_of_sequence = np.unique(domain.astype(object).astype(str), return_inverse=True)
-    of_document = np.zeros(len(documents), dtype=np.intp)
-    of_document[of_sequence] = domain_of_sequence
-    differs = np.flatnonzero(of_document[of_sequence] != domain_of_sequence)
-    if len(differs):
-        name = str(documents[of_sequence[differs[0]]])
-        raise ValueError(
-            f"document {name!r} of the probe set has sequences of two domains; permuting documents "
-            "needs one domain a document"
-        )
-    return ProbeText(
-        np.repeat(of_sequence, token.shape[1]),
-        of_document,
-        frequent_labels(token.ravel(), min_count=min_count),
-        documents,
-        domains,
-    )
 
 
 def frequent_labels(token: NDArray, *, min_count: int) -> NDArray[np.intp]:

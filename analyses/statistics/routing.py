@@ -1,21 +1,71 @@
-r"""What experts do: load, the domains and the token ids they take, and the nulls of both.
+r"""Choices of experts against labels of tokens: one count, from which every measure follows.
 
 Tokens t = 1..T choose a set of k experts out of N. A choice is an array (token, top_k) of expert
-indices; all k choices of a token move together in every null, because they are not independent.
+indices, its tokens sorted by the unit of text that they belong to. All k choices of a token move
+together in every null, because they are not independent.
+
+Of a table n_xe, label x against expert e, five sums over labels are enough. With n_x = sum_e n_xe,
+
+    H(E | X) = (sum_x n_x ln n_x - sum_xe n_xe ln n_xe) / n,        I(X; E) = H(E) - H(E | X)
+
+and vocabulary specialization [1]_ needs the largest n_xe of each label. So a unit of text can be
+deleted by going over its own labels alone, and a permutation costs one count of the tokens.
 
 References
 ----------
 .. [1] Muennighoff et al. (2024), OLMoE, arXiv:2409.02060 (domain and vocabulary specialization).
 """
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyses.statistics.documents import document_slices
-from analyses.statistics.information import contingency, entropy, mutual_information
-from analyses.statistics.resampling import leave_one_out
+from analyses.statistics.information import contingency, entropy
+
+_BLOCK = 2**22  # cells held at a time when units are deleted
+
+
+class Labelled(NamedTuple):
+    """A label of tokens, ready to be counted against any choices of the same tokens.
+
+    Attributes
+    ----------
+    counted : (m), places of the tokens that have the label.
+    label : (m), the label of each, from 0.
+    n_labels : how many labels there are.
+    slices : where each unit stands among all tokens.
+    pair : (m), which pair of unit and label; pairs are sorted by unit.
+    pair_unit, pair_label : (pair)
+    """
+
+    counted: NDArray[np.intp]
+    label: NDArray[np.intp]
+    n_labels: int
+    slices: list[slice]
+    pair: NDArray[np.intp]
+    pair_unit: NDArray[np.intp]
+    pair_label: NDArray[np.intp]
+
+
+class Sums(NamedTuple):
+    """A table of labels and experts, summed over labels.
+
+    Attributes
+    ----------
+    cells, labels : (...), sum_xe n_xe ln n_xe and sum_x n_x ln n_x.
+    largest, largest_share : (...), sum_x max_e n_xe and sum_x max_e n_xe / n_x.
+    used : (...), labels with any choice.
+    experts : (..., expert), sum_x n_xe.
+    """
+
+    cells: NDArray[np.float64]
+    labels: NDArray[np.float64]
+    largest: NDArray[np.float64]
+    largest_share: NDArray[np.float64]
+    used: NDArray[np.float64]
+    experts: NDArray[np.float64]
 
 
 def document_choices(choice: NDArray, document: NDArray, *, n_experts: int) -> NDArray[np.int64]:
@@ -45,154 +95,131 @@ def effective_experts(counts: NDArray) -> NDArray[np.float64]:
     return np.exp(entropy(counts))
 
 
-def domain_table(counts: NDArray, domain: NDArray, *, n_domains: int) -> NDArray[np.float64]:
-    """Choices of each expert by the tokens of each domain, (domain, expert).
+def labelled(label: NDArray, unit: NDArray, *, n_labels: int | None = None) -> Labelled:
+    """A label of tokens with what every count of it needs.
 
     Parameters
     ----------
-    counts : (document, expert).
-    domain : (document), integer labels from 0.
+    label : (token), integers from 0; tokens labelled -1 are not counted.
+    unit : (token), unit of text of each, integers from 0, sorted.
+    n_labels : how many labels there are; by default up to the largest.
+
+    Raises
+    ------
+    ValueError
+        If units are not sorted or not numbered without gaps, or if no token has a label.
     """
-    return _members(domain, n_domains) @ counts
+    order, slices = document_slices(unit, n_tokens=len(label))
+    if order is not None:
+        raise ValueError("tokens are not sorted by unit of text; sort sequences by it first")
+    counted = np.flatnonzero(label >= 0)
+    if not len(counted):
+        raise ValueError("no token has a label; lower min_count, or use a larger probe set")
+    own = label[counted].astype(np.intp)
+    size = int(own.max()) + 1 if n_labels is None else n_labels
+    codes, pair = np.unique(unit[counted].astype(np.int64) * size + own, return_inverse=True)
+    return Labelled(counted, own, size, slices, pair, codes // size, codes % size)
+
+
+def choice_table(choice: NDArray, at: Labelled, *, n_experts: int) -> NDArray[np.int64]:
+    """Choices of each expert by the tokens of each label, (expert, label)."""
+    shape = (n_experts, at.n_labels)
+    return contingency(choice[at.counted], at.label[:, None], shape=shape)
+
+
+def table_sums(table: NDArray) -> Sums:
+    """The sums of tables (..., expert, label) of whole numbers."""
+    cells, labels, largest, share, used = _of_labels(table).sum(axis=-1)
+    experts = table.sum(axis=-1).astype(np.float64)
+    return Sums(cells, labels, largest, share, used, experts)
+
+
+def choice_entropy(sums: Sums) -> NDArray[np.float64]:
+    """H(E), nats, of the choices of the tokens that have the label."""
+    return entropy(sums.experts)
+
+
+def open_entropy(sums: Sums) -> NDArray[np.float64]:
+    """H(E | X), nats: what the label leaves open of the choice."""
+    return np.maximum((sums.labels - sums.cells) / sums.experts.sum(axis=-1), 0.0)
+
+
+def label_information(sums: Sums) -> NDArray[np.float64]:
+    """I(X; E) = H(E) - H(E | X), nats: what the label tells of the choice."""
+    return np.maximum(choice_entropy(sums) - open_entropy(sums), 0.0)
+
+
+def token_specialization(sums: Sums, *, top_k: int) -> NDArray[np.float64]:
+    """Vocabulary specialization max_e n_xe / n_x [1]_, averaged over tokens.
+
+    n_x counts the occurrences of id x here. Lies in [k/N, 1], at 1 if each id has its own experts.
+    """
+    return top_k * sums.largest / sums.experts.sum(axis=-1)
+
+
+def type_specialization(sums: Sums, *, top_k: int) -> NDArray[np.float64]:
+    """Vocabulary specialization [1]_, averaged over ids: rare ones weigh as much as others."""
+    return top_k * sums.largest_share / sums.used
 
 
 def domain_profile(table: NDArray, *, top_k: int) -> NDArray[np.float64]:
-    """Domain specialization of each expert [1]_: share of a domain's tokens that chose it.
+    """Domain specialization [1]_: share of a domain's tokens that chose an expert.
 
     Parameters
     ----------
-    table : (domain, expert) of choices.
+    table : (expert, domain) of choices.
 
     Returns
     -------
-    array (domain, expert), each row summing to k; k/N throughout if experts ignore the domain.
+    array (expert, domain) whose columns sum to k; k/N throughout if experts are alike and ignore
+    the domain.
     """
-    return top_k * table / table.sum(axis=-1, keepdims=True)
+    return top_k * table / table.sum(axis=0)
 
 
-def domain_deleted(counts: NDArray, domain: NDArray, *, n_domains: int) -> NDArray[np.float64]:
-    """I(domain; expert) without each document, (document); arguments as for `domain_table`."""
-    own = _members(domain, n_domains).T[:, :, None] * counts[:, None, :]
-    return mutual_information(leave_one_out(own))
-
-
-def domain_null(
-    counts: NDArray, domain: NDArray, permutations: NDArray[np.intp], *, n_domains: int
-) -> NDArray[np.float64]:
-    """I(domain; expert) when documents exchange their domain labels, (resample).
-
-    Parameters
-    ----------
-    counts : (document, expert).
-    domain : (document), integer labels from 0.
-    permutations : (resample, document).
-    """
-    members = _members(domain, n_domains)
-    tables = np.stack([members[:, permutation] @ counts for permutation in permutations])
-    return mutual_information(tables)
-
-
-def vocabulary_table(choice: NDArray, label: NDArray, *, n_experts: int) -> NDArray[np.int64]:
-    """Choices of each expert by the tokens of each id, (expert, token id).
+def deleted_sums(choice: NDArray, at: Labelled, table: NDArray) -> Sums:
+    """The sums of `table` without each unit of text, (unit).
 
     Parameters
     ----------
     choice : (token, top_k), expert indices.
-    label : (token), token ids numbered from 0; tokens labelled -1 are not counted.
+    table : (expert, label) of `choice_table`.
     """
-    counted = label >= 0
-    shape = (n_experts, int(label.max()) + 1)
-    return contingency(choice[counted], label[counted, None], shape=shape)
+    n_units, n_experts = len(at.slices), len(table)
+    everywhere = _of_labels(table)
+    change = np.zeros((len(everywhere), n_units))
+    experts = np.empty((n_units, n_experts))
+    place = np.searchsorted(at.counted, [s.start for s in at.slices] + [at.slices[-1].stop])
+    first = np.searchsorted(at.pair_unit, np.arange(n_units + 1))
+    start = 0
+    while start < n_units:
+        # as many whole units as fit, at least one
+        end = int(np.searchsorted(first, first[start] + _BLOCK // n_experts, side="right")) - 1
+        end = min(max(end, start + 1), n_units)
+        tokens, pairs = slice(*place[[start, end]]), slice(*first[[start, end]])
+        of_pair = at.pair[tokens] - first[start]
+        shape = (n_experts, int(first[end] - first[start]))
+        own = contingency(choice[at.counted[tokens]], of_pair[:, None], shape=shape)
+        ids, of_unit = at.pair_label[pairs], at.pair_unit[pairs]
+        terms = _of_labels(table[:, ids] - own) - everywhere[:, ids]
+        for i, term in enumerate(terms):
+            change[i] += np.bincount(of_unit, weights=term, minlength=n_units)
+        for i, counts in enumerate(own):
+            experts[start:end, i] = np.bincount(of_unit - start, counts, minlength=end - start)
+        start = end
+    total = table.sum(axis=1)
+    cells, labels, largest, share, used = everywhere.sum(axis=-1)[:, None] + change
+    return Sums(cells, labels, largest, share, used, total - experts)
 
 
-def vocabulary_specialization(table: NDArray, *, top_k: int) -> NDArray[np.float64]:
-    r"""How far a token's id alone tells its expert [1]_, averaged over tokens.
-
-    sum_x n_x max_i(n_xi / n_x) / sum_x n_x, with n_x the occurrences of id x and n_xi those that
-    chose expert i. Rare ids inflate it: compare it with a null.
-
-    Parameters
-    ----------
-    table : (..., expert, token id) of choices; each token made `top_k` of them.
-
-    Returns
-    -------
-    array (...) in [k/N, 1]; 1 if every id has an expert of its own choice.
-    """
-    return top_k * table.max(axis=-2).sum(axis=-1) / table.sum(axis=(-1, -2))
+def _of_labels(table: NDArray) -> NDArray[np.float64]:
+    """The five terms of each label, (term, ..., label), from counts (..., expert, label)."""
+    n, largest = table.sum(axis=-2), table.max(axis=-2)
+    log_table = n_log_n(np.arange(int(n.max(initial=0)) + 1))
+    cells = log_table.take(table).sum(axis=-2)
+    return np.stack([cells, log_table.take(n), largest, largest / np.maximum(n, 1), n > 0])
 
 
-def vocabulary_deleted(
-    choice: NDArray, label: NDArray, document: NDArray, table: NDArray
-) -> NDArray[np.float64]:
-    """`vocabulary_specialization` without each document, (document).
-
-    Only the ids that a document holds change, so a document costs its own distinct ids.
-
-    Parameters
-    ----------
-    choice : (token, top_k), expert indices.
-    label : (token), token ids numbered from 0; tokens labelled -1 are not counted.
-    document : (token), integer labels from 0.
-    table : (expert, token id), the choices of all documents.
-    """
-    choice, label, slices = _by_document(choice, label, document)
-    largest = table.max(axis=0)
-    deleted = np.empty(len(slices))
-    for i, tokens in enumerate(slices):
-        counted = label[tokens] >= 0
-        ids, inverse = np.unique(label[tokens][counted], return_inverse=True)
-        shape = (len(table), len(ids))
-        own = contingency(choice[tokens][counted], inverse[:, None], shape=shape)
-        change = (table[:, ids] - own).max(axis=0) - largest[ids]
-        remaining = table.sum() - own.sum()
-        deleted[i] = choice.shape[-1] * (largest.sum() + change.sum()) / remaining
-    return deleted
-
-
-def exchanged_tables(
-    choice: NDArray,
-    label: NDArray,
-    document: NDArray,
-    permutations: NDArray[np.intp],
-    *,
-    n_experts: int,
-) -> Iterator[NDArray[np.int64]]:
-    """Tables (expert, token id) when documents exchange their blocks of expert choices.
-
-    The choices, document after document in permuted order, are laid along the tokens in their own
-    order: a document's run of choices stays whole, and only its tie to the tokens is cut.
-
-    Parameters
-    ----------
-    choice : (token, top_k), expert indices.
-    label : (token), token ids numbered from 0; tokens labelled -1 are not counted.
-    document : (token), integer labels from 0.
-    permutations : (resample, document).
-    n_experts : N.
-    """
-    choice, label, slices = _by_document(choice, label, document)
-    n_labels = int(label.max()) + 1
-    counted = np.flatnonzero(label >= 0)
-    column = label[counted, None]
-    # one flat code a choice, so that a permutation costs one copy, one sum and one count
-    code = choice.astype(np.int64) * n_labels
-    blocks = [code[tokens] for tokens in slices]
-    for permutation in permutations.tolist():
-        moved = np.concatenate([blocks[i] for i in permutation]).take(counted, axis=0)
-        counts = np.bincount((moved + column).ravel(), minlength=n_experts * n_labels)
-        yield counts.reshape(n_experts, n_labels)
-
-
-def _by_document(
-    choice: NDArray, label: NDArray, document: NDArray
-) -> tuple[NDArray, NDArray, list[slice]]:
-    """Choices and labels with the tokens of a document together, and where each document stands."""
-    order, slices = document_slices(document, n_tokens=len(label))
-    if order is None:
-        return choice, label, slices
-    return choice[order], label[order], slices
-
-
-def _members(domain: NDArray, n_domains: int) -> NDArray[np.float64]:
-    return (np.arange(n_domains)[:, None] == domain).astype(np.float64)
+def n_log_n(counts: NDArray) -> NDArray[np.float64]:
+    """n ln n, 0 at 0."""
+    return counts * np.log(np.maximum(counts, 1))

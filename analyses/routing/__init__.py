@@ -1,0 +1,1 @@
+"""The labelled layer of analyses of routing: runs, layers and steps around the array functions."""
