@@ -29,8 +29,9 @@ def finding(result: xr.Dataset) -> str:
         )
     relation, n = _relation(at), result.sizes["expert"]
     return (
-        f"At step {int(at['step']):,}, averaged over runs and layers. {'. '.join(parts)}. The most "
-        f"there can be is {n} experts and ln {n} = {number(result['entropy_limit'])} nats. "
+        f"At step {int(at['step']):,}, means over runs and layers are these. "
+        f"{'. '.join(parts) or 'No arm has all of its runs there'}. The most there can be is {n} "
+        f"experts and ln {n} = {number(result['entropy_limit'])} nats. "
         f"{relation}"
         f"Intervals are 95% over {result.sizes['unit']} {unit}s "
         f"({int(result['n_tokens'].sum()):,} tokens). {runs_sentence(result['arm'].values)}"
@@ -88,11 +89,9 @@ def caveats(result: xr.Dataset, probe_set: xr.Dataset) -> Iterator[str]:
     )
     yield (
         f"The partial correlation holds {held_fixed(result)} fixed. These measure difficulty with "
-        "error, so what is left is an upper bound of what they do not explain, and a straight line "
-        "and a square may leave part of what they do. The partial correlation is about "
-        "the part of the loss that they leave, and may be larger than the plain one where that part "
-        "is small. Correlation tells of no cause in either "
-        "direction."
+        "error, and a straight line and a square may miss some of it, so part of it may be left in "
+        "the partial correlation. That is about the part of the loss which they leave, and may be "
+        "larger than the plain one where that part is small. Neither tells of a cause."
     )
     if "ngram_surprisal" not in probe_set:
         yield "The probe set has no n-gram surprisal, so difficulty is held fixed in part only."

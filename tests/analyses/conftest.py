@@ -12,6 +12,7 @@ import xarray as xr
 
 import analyses.__main__ as everything
 from store.run import Run
+from store.schema import REPLACEMENTS
 
 N_DOCUMENTS, SEQUENCES, POSITIONS = 14, 2, 24
 N_DOMAINS, N_EXPERTS, N_IDS = 2, 4, 6
@@ -128,6 +129,18 @@ def predictions(n_sequences: int, *, seed: list[int]) -> xr.Dataset:
     )
 
 
+def knock_outs(shape: tuple[int, int], *, seed: list[int]) -> xr.Dataset:
+    """Arbitrary changes of loss without each expert of two layers."""
+    rng, dims = np.random.default_rng(seed), ("layer", "expert", "sequence", "pos")
+    return xr.Dataset(
+        {
+            f"loss_change_{name}": (dims, rng.standard_normal((2, N_EXPERTS, *shape)))
+            for name in REPLACEMENTS
+        },
+        {"layer": [1, 3]},
+    ).astype("float16")
+
+
 @pytest.fixture(scope="session")
 def write_study(probe_set: xr.Dataset, planted: SimpleNamespace) -> Callable[..., Path]:
     """Write runs {name: arm} into a folder; the last step of `unfinished` runs is not committed."""
@@ -177,6 +190,11 @@ def write_study(probe_set: xr.Dataset, planted: SimpleNamespace) -> Callable[...
                 run.write(step, observed)
                 if not (name in unfinished and step == 4):
                     run.commit(step)
+            if is_moe:
+                change = knock_outs(difficulty.shape, seed=[6, i])
+                run = run.add_group("ablation", change, attrs={})
+                run.write(1, {"ablation": change})
+                run.commit(1, group="ablation")
         return folder
 
     return write
