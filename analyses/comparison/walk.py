@@ -150,7 +150,8 @@ def _client(dask: str) -> Iterator[Any]:
         ) from None
     if dask != "local":
         try:
-            client = Client(dask, timeout=10)
+            # as the default, a client that fails would stay the scheduler of all later dask
+            client = Client(dask, timeout=10, set_as_default=False)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"no dask scheduler answers at {dask!r} ({error}); start one with `dask "
@@ -161,7 +162,7 @@ def _client(dask: str) -> Iterator[Any]:
         return
     with (
         LocalCluster(threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as c,
+        Client(cluster, set_as_default=False) as c,
     ):
         yield c
 

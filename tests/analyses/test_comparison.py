@@ -1,5 +1,6 @@
 """The labelled layer: where runs are compared, what is read for it, and how pairs are summed up."""
 
+import dask.config
 import numpy as np
 import pytest
 import xarray as xr
@@ -134,6 +135,7 @@ def test_dask_gives_the_same_numbers(loss: xr.DataArray, document: xr.DataArray)
 def test_a_scheduler_that_does_not_answer_is_named(loss: xr.DataArray) -> None:
     with pytest.raises(ValueError, match="no dask scheduler answers at 'nowhere'"):
         mean_loss(loss, dask="nowhere")
+    assert dask.config.get("scheduler", None) is None  # and the rest of dask goes on without it
 
 
 @pytest.fixture(scope="module")
