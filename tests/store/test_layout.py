@@ -162,7 +162,9 @@ def test_nothing_is_left_where_a_template_does_not_fit(tmp_path: Path, probe_set
 
 @pytest.mark.parametrize("group", ["training", "probe_set", "observation", "logits"])
 def test_only_what_probes_observe_has_a_template(tmp_path: Path, probe_set, group: str) -> None:
-    with pytest.raises(ValueError, match="probes observe losses, predictions, routing, activations"):
+    with pytest.raises(
+        ValueError, match="probes observe losses, predictions, routing, activations"
+    ):
         create(tmp_path / "run.zarr", probe_set, {group: xr.Dataset()})
 
 
