@@ -143,7 +143,14 @@ def _difference(known: dict, wanted: dict) -> str:
     return "; ".join(parts) or "its runs or models differ"
 
 
-def _device(name: str) -> torch.device:
+def named_device(name: str) -> torch.device:
+    """The device that a command line names; "auto" is a GPU where there is one.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be used here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -193,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             override(PRESETS[args.study](), args.settings),
             args.out,
             run_name=args.run,
-            device=_device(args.device),
+            device=named_device(args.device),
             n_workers=args.jobs,
             keep_weights=args.keep_weights,
             console=console,

@@ -26,7 +26,7 @@ from store.chunks import StoreError
 from store.conform import OBSERVED, conform, labels_of
 from store.joined import dimension_attrs
 from store.provenance import hash_dataset
-from store.schema import DIMENSIONS, SCHEMA_VERSION, VARIABLES, Variable, variables_of
+from store.schema import ADDED, DIMENSIONS, SCHEMA_VERSION, VARIABLES, Variable, variables_of
 
 CHUNK_BYTES = 16 * 2**20
 TRAINING_CHUNK = 4096
@@ -50,6 +50,8 @@ def lay_out(
             f"{path} already exists; resume it with Run.open, or delete it to start anew"
         )
     scheduled = _require_schedule(steps, training_steps)
+    if added := sorted(set(ADDED) & set(templates)):
+        raise ValueError(f"template of {', '.join(added)}: Run.add_group adds it to a run")
     _require_templates(templates, probe_set)
     root_attrs = _plain({**attrs, "probe_set_hash": hash_dataset(probe_set)}, coordinates)
     partial = path.with_name(path.name + ".partial")
@@ -57,8 +59,45 @@ def lay_out(
         shutil.rmtree(partial)
     root = zarr.create_group(partial, zarr_format=3, attributes=root_attrs)
     _fill(root, probe_set, templates, scheduled, training_steps)
-    _consolidate(partial, ("observation", "training", "probe_set", *templates))
+    _consolidate(partial, ("", "observation", "training", "probe_set", *templates))
     partial.rename(path)
+
+
+def lay_out_added(
+    path: Path,
+    group: str,
+    template: xr.Dataset,
+    *,
+    probe_set: xr.Dataset,
+    attrs: Mapping[str, Any],
+) -> None:
+    """Give a run one more empty group, whole or not at all; see `store.run.Run.add_group`.
+
+    Readers know a run by the copy of all metadata in its root, which is replaced last.
+
+    Parameters
+    ----------
+    path : of the run.
+    probe_set : that of the run.
+    """
+    if group not in ADDED:
+        raise ValueError(
+            f"group {group!r} is laid out by Run.create; added later are {', '.join(ADDED)}"
+        )
+    if group in zarr.open_group(path, mode="r"):
+        raise StoreError(
+            f"{path} already has the group {group!r}; open the run and go on filling it"
+        )
+    _require_templates({group: template}, probe_set)
+    plain_attrs = _plain_json(attrs)
+    for left_behind in path.glob("zarr.*.partial"):  # by a process killed in its last write here
+        left_behind.unlink()
+    root = zarr.open_group(path, mode="r+", use_consolidated=False)
+    steps = np.asarray(root["observation/step"])
+    added = root.create_group(group, overwrite=True, attributes=plain_attrs)
+    _create(added, variables_of(group)["committed"], steps.shape, (1,))
+    _fill_group(added, group, template, steps)
+    _consolidate(path, (group, ""))
 
 
 def require_run(path: Path) -> None:
@@ -131,7 +170,8 @@ def _require_templates(templates: Mapping[str, xr.Dataset], probe_set: xr.Datase
     probed = labels_of(probe_set, "probe_set")
     for group, template in templates.items():
         if group not in OBSERVED:
-            raise ValueError(f"template of {group!r}; probes observe {', '.join(OBSERVED)}")
+            probed_groups = [name for name in OBSERVED if name not in ADDED]
+            raise ValueError(f"template of {group!r}; probes observe {', '.join(probed_groups)}")
         if not conform(template, group):
             raise ValueError(f"template of {group!r} holds no variable; leave the group out")
         for dim, labels in labels_of(template, group).items():
@@ -150,9 +190,14 @@ def _plain(attrs: Mapping[str, Any], coordinates: Mapping[str, Any]) -> dict[str
     for name, value in coordinates.items():
         if not isinstance(value, str | int | float):
             raise ValueError(f"coordinate {name!r} is {value!r}; give text or a number")
-    everything = {**attrs, "coordinates": dict(coordinates), "schema_version": SCHEMA_VERSION}
+    return _plain_json(
+        {**attrs, "coordinates": dict(coordinates), "schema_version": SCHEMA_VERSION}
+    )
+
+
+def _plain_json(attrs: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return json.loads(json.dumps(everything, allow_nan=False))
+        return json.loads(json.dumps(dict(attrs), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(f"attrs and coordinates must be plain JSON: {error}") from None
 
@@ -184,12 +229,16 @@ def _fill(
         array[:] = values
 
     for group, template in templates.items():
-        observed = root.create_group(group)
-        _create_labels(observed, {"step": steps} | labels_of(template, group))
-        for name, values in conform(template, group).items():
-            chunk, shard = chunking((1, *values.shape), values.itemsize)
-            shape = (len(steps), *values.shape)
-            _create(observed, variables_of(group)[name], shape, chunk, shard)
+        _fill_group(root.create_group(group), group, template, steps)
+
+
+def _fill_group(observed: zarr.Group, group: str, template: xr.Dataset, steps: np.ndarray) -> None:
+    """Room for one observation a step."""
+    _create_labels(observed, {"step": steps} | labels_of(template, group))
+    for name, values in conform(template, group).items():
+        chunk, shard = chunking((1, *values.shape), values.itemsize)
+        shape = (len(steps), *values.shape)
+        _create(observed, variables_of(group)[name], shape, chunk, shard)
 
 
 def _create(
@@ -230,9 +279,9 @@ def _create_labels(group: zarr.Group, labels: Mapping[str, np.ndarray]) -> None:
 
 
 def _consolidate(path: Path, groups: Sequence[str]) -> None:
-    """Copy the metadata of all arrays into their groups, so that one read opens a run."""
+    """Copy the metadata of all arrays into their groups, in this order; the root is ""."""
     with warnings.catch_warnings():
         # zarr says that Zarr v3 has not standardized this; xarray warns where it is absent.
         warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
-        for group in ("", *groups):
+        for group in groups:
             zarr.consolidate_metadata(str(path), path=group)

@@ -9,6 +9,9 @@ reader never sees a step half written.
     run.commit(0)
     run.dataset("losses")           # lazy Dataset (step, sequence, pos)
 
+What is measured on a finished run, as knocking out its experts, is a group added to it, which
+commits its steps by itself.
+
 Without this code: `xr.open_zarr("studies/quick/dense-0.zarr", group="losses")`, where an unwritten
 step reads as NaN, or -1 for integers.
 """
@@ -26,8 +29,8 @@ import zarr
 from store.chunks import StoreError, chunk_file, is_written, load
 from store.conform import OBSERVED, conform, require_same, training_rows
 from store.joined import Part, join
-from store.layout import lay_out, require_run
-from store.schema import DIMENSIONS, GROUPS, variables_of
+from store.layout import lay_out, lay_out_added, require_run
+from store.schema import ADDED, DIMENSIONS, GROUPS, variables_of
 
 __all__ = ["Run", "StoreError"]
 
@@ -89,6 +92,32 @@ class Run:
         )
         return cls(Path(path))
 
+    def add_group(self, group: str, template: xr.Dataset, *, attrs: Mapping[str, Any]) -> Self:
+        """Lay out one more group, for what is measured when training is over.
+
+        The group has room for all scheduled steps; a step that is never filled takes no space. It
+        appears whole or not at all.
+
+        Parameters
+        ----------
+        group : one of `store.schema.ADDED`, which the run does not have yet.
+        template : one observation, without `step`; fixes variables, shapes and labels.
+        attrs : what to keep of how it was made, plain JSON.
+
+        Returns
+        -------
+        Run
+            The run opened anew, with the group.
+
+        Raises
+        ------
+        ValueError
+            If the run has the group, or the group or the template does not fit the schema.
+        """
+        probe_set = self.dataset("probe_set")
+        lay_out_added(self.path, group, template, probe_set=probe_set, attrs=attrs)
+        return type(self)(self.path)
+
     @classmethod
     def open(cls, path: str | Path) -> Self:
         """Open a run that `create` made.
@@ -133,7 +162,18 @@ class Run:
     @property
     def committed(self) -> np.ndarray:
         """Steps committed so far, ascending, whoever committed them."""
-        marks = self._arrays["observation"]["committed"]
+        return self.committed_in("observation")
+
+    def committed_in(self, group: str) -> np.ndarray:
+        """Steps of a group that may be read, ascending: of an added group, those it committed.
+
+        Raises
+        ------
+        StoreError
+            If this run has no such group.
+        """
+        self._require(group)
+        marks = self._arrays[group if group in ADDED else "observation"]["committed"]
         # Only True is ever written, so the mark's file says it all; reading 50 would take 50 times
         # as long. A power cut may leave an empty file, which marks nothing.
         there = [is_written(chunk_file(marks, row)) for row in range(len(self.steps))]
@@ -183,15 +223,25 @@ class Run:
         for name, value in values.items():
             self._writable["training"][name][rows] = value
 
-    def commit(self, step: int) -> None:
+    def commit(self, step: int, *, group: str = "observation") -> None:
         """Mark a step as complete, in one atomic write.
+
+        Parameters
+        ----------
+        step : a scheduled step.
+        group : "observation" for all that training recorded, else an added group.
 
         Raises
         ------
         ValueError
-            If the step is not scheduled.
+            If the step is not scheduled, or the group has no marks of its own.
         """
-        self._writable["observation"]["committed"][self._row(step)] = True
+        self._require(group)
+        if group not in ("observation", *ADDED):
+            raise ValueError(
+                f"group {group!r} is committed with all that training recorded: call commit(step)"
+            )
+        self._writable[group]["committed"][self._row(step)] = True
 
     def dataset(self, group: str) -> xr.Dataset:
         """What was recorded in a group up to now, lazily.
@@ -213,7 +263,8 @@ class Run:
         """What this run gives to a Dataset that joins runs."""
         self._require(group)
         present = self._arrays[group]
-        arrays = {name: present[name] for name in variables_of(group) if name in present}
+        marks = {"committed"} if group in ADDED else set()
+        arrays = {n: present[n] for n in variables_of(group) if n in present and n not in marks}
         labels = dict(self._labels_of(group))
         laid_out = labels.pop("step", None)
         if laid_out is None:
@@ -221,7 +272,7 @@ class Run:
         if group == "training":
             readable = laid_out <= self.committed.max(initial=0)
         else:
-            readable = np.isin(laid_out, self.committed)
+            readable = np.isin(laid_out, self.committed_in(group))
         rows = np.flatnonzero(readable)
         return Part(self.name, self.coordinates, group, arrays, labels, laid_out[rows], rows)
 
@@ -263,7 +314,7 @@ class Run:
         if group not in OBSERVED:
             raise ValueError(f"{group!r} is not observed; write takes {', '.join(OBSERVED)}")
         values = conform(one, group)
-        laid_out = [name for name in self._arrays[group] if name not in DIMENSIONS]
+        laid_out = [name for name in self._arrays[group] if name not in (*DIMENSIONS, "committed")]
         require_same(one, group, laid_out, self._labels_of(group))
         return values
 

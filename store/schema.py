@@ -67,6 +67,11 @@ _SITES = {
     "attn_out": "what attention adds to the residual stream",
     "mlp_out": "what the MLP or the experts add to the residual stream",
 }
+_REPLACEMENTS = {
+    "mean": "its mean output",
+    "zero": "zero",
+    "second_choice": "the router's next choice",
+}
 
 # fmt: off
 VARIABLES: tuple[Variable, ...] = (
@@ -113,12 +118,23 @@ VARIABLES: tuple[Variable, ...] = (
     *(Variable(site, "activations", ("step", "layer", *_TOKENS, "d_model"), "float16", "1",
                long_name, _NAN)
       for site, long_name in _SITES.items()),
+
+    Variable("committed", "ablation", _STEP, "bool", "1",
+             "whether the knock-outs of this step are all on disk", False),
+    *(Variable(f"loss_change_{name}", "ablation", ("step", "layer", "expert", *_TOKENS),
+               "float16", "nat", f"change of loss with {standing_in} in place of the expert", _NAN)
+      for name, standing_in in _REPLACEMENTS.items()),
 )
 # fmt: on
 
 GROUPS: tuple[str, ...] = tuple(dict.fromkeys(variable.group for variable in VARIABLES))
 
 ACTIVATION_SITES: tuple[str, ...] = tuple(_SITES)
+
+REPLACEMENTS: tuple[str, ...] = tuple(_REPLACEMENTS)
+
+# A group of this kind is added to a finished run, and marks its steps as committed itself.
+ADDED: tuple[str, ...] = ("ablation",)
 
 
 def variables_of(group: str) -> dict[str, Variable]:
