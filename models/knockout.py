@@ -8,21 +8,20 @@ expert's part g_e(x) E_e(x) of the layer's output is replaced:
 * "zero": by 0, its biases included.
 * "second_choice": by what the layer gives when the router's logit of e is minus infinity: the token
   goes to the best of the others, and gates share the probability of e in proportion. Tokens that
-  would not have gone to e keep their gates, which masking e for all would raise [2]_. A hash router
-  has no second choice, nor a layer that uses all of its experts: there the change is NaN.
+  would not have gone to e keep their gates, which leaving e out for all [2]_ would raise. A hash
+  router has no second choice, nor has a layer that uses all its experts: there the change is NaN.
 
 Zero puts the layers above where training never was, the mean less so [3]_, and the second choice
-keeps to outputs that experts do give; agreement of the three is what counts. Hooks do it, on names that the model has anyway,
-and no weight is touched. Later layers and positions respond as they will: a changed token is routed
-anew above, and later tokens attend to it.
+keeps to outputs that experts do give; agreement of the three is what counts. Hooks do it, on names
+that the model has anyway, and no weight is touched. Later layers and positions respond as they
+will: a changed token is routed anew above, and later tokens attend to it.
 
 Shapes: N = batch * pos tokens, E = experts, D = d_model.
 
 References
 ----------
 .. [1] Wang et al. (2022), Interpretability in the Wild, arXiv:2211.00593 (mean ablation).
-.. [2] Lu et al. (2024), Not All Experts are Equal, arXiv:2402.14800 (pruned experts leave the
-   router's softmax).
+.. [2] Lu et al. (2024), Not All Experts are Equal, arXiv:2402.14800 (leaving out experts).
 .. [3] Li and Janson (2024), Optimal Ablation for Interpretability, arXiv:2409.09951.
 """
 
