@@ -24,20 +24,12 @@ SETTINGS = [
     "train.batch_size=4", "train.warmup_steps=1", "train.activation_documents=0",
     "train.prediction_positions=0", "train.precision=float32", "model.n_experts=4",
 ]  # fmt: skip
-WORDS = "the of and a to in he have it that for they with as not on she at by this we you do but"
 NAME = "switch-seed0"
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Path:
+def trained(text: Path, tmp_path_factory) -> Path:
     """Three trained runs; the weights of all but `switch-seed1` were kept."""
-    text = tmp_path_factory.mktemp("text")
-    rng = np.random.default_rng(0)
-    for domain in ("prose", "verse"):
-        (text / domain).mkdir()
-        for i in range(20):
-            words = " ".join(rng.choice(WORDS.split(), 400))
-            (text / domain / f"{i}.txt").write_text(words, encoding="utf-8")
     out = tmp_path_factory.mktemp("studies")
     settings = [f"--set={setting}" for setting in (*SETTINGS, f"data.path={text}")]
     for name, kept in ((NAME, True), ("switch-seed1", False), ("dense-seed0", True)):
