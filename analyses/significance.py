@@ -64,20 +64,18 @@ from analyses.comparison.claims.evidence import FEWEST_RUNS, evidence, verdict
 from analyses.comparison.claims.hypotheses import OTHER, z_matrix
 from analyses.comparison.claims.study_claims import claim_dataset, study_claims
 from analyses.comparison.contrasts import arm_contrasts
-from analyses.comparison.loss_similarity import MEASURES
+from analyses.comparison.loss_similarity import MEASURES, r2_of_losses
 from analyses.comparison.runs import run_coordinates, sorted_by_arm
 from analyses.comparison.summary import summarize
 from analyses.comparison.units import unit_labels
-from analyses.comparison.walk import Compared, Progress, mean_loss, walk
+from analyses.comparison.walk import Progress, mean_loss, walk
 from analyses.reporting import cli, pairs
 from analyses.reporting.claim_figures import draw_claims, draw_curves
 from analyses.reporting.claim_tables import caveats, finding, tables
 from analyses.reporting.cohort import stream_sentence
 from analyses.reporting.report import Drawing, Report, definition_of
 from analyses.reporting.text import labels, listed
-from analyses.statistics.correlation import document_moments, fisher_z, pearson_r
 from analyses.statistics.permutation import adjusted_p
-from analyses.statistics.resampling import leave_one_out
 from store.study import Study
 
 if TYPE_CHECKING:
@@ -98,7 +96,7 @@ def similarity_of_losses(
     runs = run_coordinates(loss)
     loss_mean = mean_loss(loss, progress=progress("mean losses"), dask=dask)
     compared = walk(
-        loss, unit, along(loss_mean, match), _z_of_losses,
+        loss, unit, along(loss_mean, match), r2_of_losses,
         progress=progress("comparing runs"), dask=dask,
     )["r2"]  # fmt: skip
     scale, long_name, units = MEASURES["r2"]
@@ -107,12 +105,6 @@ def similarity_of_losses(
     )
     result = xr.Dataset({"loss_mean": loss_mean}, attrs={"level": level, "match": match})
     return result.merge(by_pair).merge(arm_contrasts(*compared, runs, level=level))
-
-
-def _z_of_losses(values: NDArray, unit: NDArray[np.intp]) -> dict[str, Compared]:
-    moments = document_moments(values, unit)
-    total, deleted = moments.sum(axis=0), leave_one_out(moments)
-    return {"r2": Compared(fisher_z(pearson_r(total)), fisher_z(pearson_r(deleted)))}
 
 
 def significance(

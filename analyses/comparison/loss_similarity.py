@@ -62,6 +62,11 @@ def loss_similarity(
     return compared
 
 
+def r2_of_losses(values: NDArray, unit: NDArray[np.intp]) -> dict[str, Compared]:
+    """`r2` of `loss_similarity` alone, in a fraction of its time; arguments as there."""
+    return {"r2": _jackknifed(document_moments(values, unit), _z)}
+
+
 def _z(moments: NDArray[np.float64]) -> NDArray[np.float64]:
     return fisher_z(pearson_r(moments))
 
