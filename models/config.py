@@ -163,8 +163,8 @@ class TrainConfig:
     threads : of one run on a CPU; None is all. One lets runs train side by side, and makes what
         they compute independent of the number of cores.
     observe_every : observe at steps 0, 1, 2, 4, ... 512, at multiples of this, and at the last.
-    activation_sites, activation_documents : residual-stream sites to store, and for how many
-        documents of the probe set.
+    activation_sites, activation_positions : residual-stream sites to store, and at how many
+        positions of every probe sequence; 0 for none.
     prediction_positions : positions of every probe sequence at which to store the predicted
         distribution over the vocabulary; 0 for none.
     """
@@ -180,8 +180,8 @@ class TrainConfig:
     precision: Precision = "auto"
     threads: int | None = None
     observe_every: int = 50
-    activation_sites: tuple[str, ...] = ("resid_post",)
-    activation_documents: int = 8
+    activation_sites: tuple[str, ...] = ("resid_mid", "resid_post")
+    activation_positions: int = 16
     prediction_positions: int = 4
 
     def __post_init__(self) -> None:
@@ -194,7 +194,7 @@ class TrainConfig:
             value = getattr(self, name)
             require(0 < value < math.inf, f"{name} is {value}; use a number above 0")
         for name in ("warmup_steps", "final_lr_fraction", "weight_decay", "balance_weight",
-                     "activation_documents", "prediction_positions"):  # fmt: skip
+                     "activation_positions", "prediction_positions"):  # fmt: skip
             value = getattr(self, name)
             require(0 <= value < math.inf, f"{name} is {value}; use 0 or a number above")
 
@@ -252,6 +252,13 @@ class StudyConfig:
                 run.model.d_vocab == self.data.d_vocab and run.model.n_ctx == self.data.n_ctx,
                 f"run {run.name} has d_vocab {run.model.d_vocab} and n_ctx {run.model.n_ctx}, its "
                 f"data {self.data.d_vocab} and {self.data.n_ctx}; they must agree",
+            )
+        for name in ("activation_positions", "prediction_positions"):
+            wanted = getattr(self.train, name)
+            require(
+                wanted <= self.data.n_ctx,
+                f"train.{name} is {wanted}, but a sequence has {self.data.n_ctx} positions "
+                "(data.n_ctx); use that many or fewer",
             )
 
 

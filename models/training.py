@@ -27,9 +27,9 @@ from models.optimization import Trainer
 from models.probe_set import ProbeSet
 from models.transformer import n_active_parameters, n_parameters
 from probes.activations import ActivationProbe
-from probes.base import Probe, observe
+from probes.base import Probe, observe, spread_positions
 from probes.losses import LossProbe
-from probes.predictions import PredictionProbe, spread_positions
+from probes.predictions import PredictionProbe
 from probes.routing import RoutingProbe
 from store.provenance import hash_dataset, provenance
 from store.run import Run
@@ -234,10 +234,9 @@ def _probes(study: StudyConfig, run: RunConfig, probe_set: ProbeSet) -> list[Pro
     """The instruments for a run: losses, what the study asks for, and routing if it has experts."""
     probes: list[Probe] = [LossProbe(torch.from_numpy(probe_set.target).long())]
     cfg = study.train
-    if cfg.activation_sites and cfg.activation_documents:
-        chosen = list(dict.fromkeys(probe_set.document))[: cfg.activation_documents]
-        sequences = [i for i, document in enumerate(probe_set.document) if document in chosen]
-        probes.append(ActivationProbe(cfg.activation_sites, sequences))
+    if cfg.activation_sites and cfg.activation_positions:
+        positions = spread_positions(study.data.n_ctx, cfg.activation_positions)
+        probes.append(ActivationProbe(cfg.activation_sites, positions))
     if cfg.prediction_positions:
         positions = spread_positions(study.data.n_ctx, cfg.prediction_positions)
         probes.append(PredictionProbe(positions))

@@ -92,3 +92,16 @@ def _recording(probe: Probe, hook_name: str) -> Callable[..., None]:
         probe.record(tensor, hook_name)
 
     return hook_function
+
+
+def spread_positions(n_ctx: int, n_positions: int) -> list[int]:
+    """The middles of `n_positions` equal stretches of a sequence, where large things are recorded.
+
+    Raises
+    ------
+    ValueError
+        If there are more than the sequence has.
+    """
+    if n_positions > n_ctx:
+        raise ValueError(f"{n_positions} positions in a sequence of {n_ctx}; use {n_ctx} or fewer")
+    return [(2 * i + 1) * n_ctx // (2 * n_positions) for i in range(n_positions)]

@@ -53,19 +53,3 @@ class PredictionProbe:
             {"log_prob": (("sequence", "pos", "d_vocab"), log_prob)},
             coords={"pos": self._positions},
         )
-
-
-def spread_positions(n_ctx: int, n_positions: int) -> list[int]:
-    """The middles of `n_positions` equal stretches of a sequence.
-
-    Raises
-    ------
-    ValueError
-        If there are more than the sequence has.
-    """
-    if n_positions > n_ctx:
-        raise ValueError(
-            f"predictions at {n_positions} positions of sequences of {n_ctx}; set "
-            f"train.prediction_positions to {n_ctx} or less"
-        )
-    return [(2 * i + 1) * n_ctx // (2 * n_positions) for i in range(n_positions)]

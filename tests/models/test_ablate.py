@@ -21,7 +21,7 @@ from store.run import Run
 SETTINGS = [
     "data.source=folder", "data.d_vocab=300", "data.n_ctx=16", "data.probe_documents=6",
     "data.sequences_per_document=2", "model.d_model=16", "model.n_heads=4", "train.n_steps=4",
-    "train.batch_size=4", "train.warmup_steps=1", "train.activation_documents=0",
+    "train.batch_size=4", "train.warmup_steps=1", "train.activation_positions=0",
     "train.prediction_positions=0", "train.precision=float32", "model.n_experts=4",
 ]  # fmt: skip
 NAME = "switch-seed0"

@@ -118,6 +118,8 @@ def test_none_is_a_value_only_where_the_field_allows_it():
     [
         ("train.n_steps", "has no '='"),
         ("train.steps=3", "names no field"),
+        ("train.prediction_positions=129", "a sequence has 128 positions"),
+        ("data.n_ctx=8", r"activation_positions is 16, but a sequence has 8"),
         ("model.d_head=3", "names no field"),
         ("runs=()", "names no field"),
         ("train.n_steps=2*50", "cannot be read as int"),

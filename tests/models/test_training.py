@@ -26,7 +26,7 @@ SETTINGS = [
     "data.source=folder", "data.d_vocab=300", "data.n_ctx=16", "data.probe_documents=6",
     "data.sequences_per_document=2", "model.d_model=16", "model.n_heads=4",
     "train.n_steps=24", "train.observe_every=8", "train.batch_size=4", "train.warmup_steps=4",
-    "train.activation_documents=2", "train.precision=float32",
+    "train.activation_positions=4", "train.precision=float32",
 ]  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_a_finished_run_holds_everything_the_schema_promises(finished):
     assert shapes["routing/expert_index"] == (7, 2, 12, 16, 1)
     assert shapes["routing/router_prob"] == (7, 2, 12, 16, 8)
     assert shapes["predictions/log_prob"] == (7, 12, 4, 300)
-    assert shapes["activations/resid_post"] == (7, 4, 4, 16, 16)
+    assert shapes["activations/resid_post"] == (7, 4, 12, 4, 16)
     assert shapes["probe_set/ngram_surprisal"] == (5, 12, 16)
     for name, array in arrays(run.path).items():
         if array.dtype.kind == "f":

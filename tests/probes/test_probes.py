@@ -8,14 +8,13 @@ import torch
 
 from models.transformer import Transformer
 from probes.activations import ActivationProbe
-from probes.base import Probe, observe
+from probes.base import Probe, observe, spread_positions
 from probes.losses import LossProbe
-from probes.predictions import PredictionProbe, spread_positions
+from probes.predictions import PredictionProbe
 from probes.routing import RoutingProbe
 from store.schema import variables_of
 
 N_POS = 8
-SEQUENCES = [0, 2, 6]
 POSITIONS = [1, 5]
 
 
@@ -30,7 +29,7 @@ def all_probes(target: torch.Tensor) -> list[Probe]:
         LossProbe(target),
         PredictionProbe(POSITIONS),
         RoutingProbe(N_POS),
-        ActivationProbe(sites, SEQUENCES),
+        ActivationProbe(sites, POSITIONS),
     ]
 
 
@@ -81,7 +80,7 @@ def test_predictions_are_whole_distributions_that_give_the_loss_of_the_target(mo
 def test_positions_are_spread_evenly_and_never_more_than_there_are():
     assert spread_positions(128, 4) == [16, 48, 80, 112]
     assert spread_positions(5, 5) == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match=r"train\.prediction_positions to 5"):
+    with pytest.raises(ValueError, match="6 positions"):
         spread_positions(5, 6)
     with pytest.raises(ValueError, match="no position"):
         PredictionProbe([])
@@ -111,14 +110,14 @@ def test_routing_is_what_the_cache_holds(model, d_vocab):
         np.testing.assert_allclose(at["expert_weight"], gates, atol=1e-3)
 
 
-def test_activations_are_those_of_the_chosen_sequences(model, d_vocab):
+def test_activations_are_those_at_the_chosen_positions(model, d_vocab):
     token, target = text(d_vocab)
     seen = observe(model, token, all_probes(target), batch_size=2)["activations"]
     _, cache = model.eval().run_with_cache(token)
-    assert seen["sequence"].values.tolist() == SEQUENCES
+    assert seen["pos"].values.tolist() == POSITIONS
     for site in ("resid_mid", "mlp_out"):
         for layer in seen["layer"].values:
-            expected = cache[f"blocks.{layer}.hook_{site}"][SEQUENCES].numpy()
+            expected = cache[f"blocks.{layer}.hook_{site}"][:, POSITIONS].numpy()
             np.testing.assert_allclose(seen[site].sel(layer=layer), expected, atol=1e-4, rtol=1e-3)
 
 
@@ -186,7 +185,7 @@ def test_two_probes_of_one_group_are_refused(switch):
         observe(switch, token, [LossProbe(target), LossProbe(target)])
 
 
-@pytest.mark.parametrize(("sites", "sequences"), [(["resid"], [0]), ([], [0]), (["mlp_out"], [])])
-def test_an_activation_probe_needs_known_sites_and_some_sequences(sites, sequences):
+@pytest.mark.parametrize(("sites", "positions"), [(["resid"], [0]), ([], [0]), (["mlp_out"], [])])
+def test_an_activation_probe_needs_known_sites_and_some_positions(sites, positions):
     with pytest.raises(ValueError, match="at least one of each"):
-        ActivationProbe(sites, sequences)
+        ActivationProbe(sites, positions)
