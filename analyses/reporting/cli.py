@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar, get_args
 
 from analyses.comparison.along import Match
+from analyses.comparison.unanswerable import Unanswerable
 from analyses.comparison.units import Unit
 from analyses.reporting.report import Report, write
 from store.provenance import provenance
 from store.study import Study, newest_study
 
 T = TypeVar("T")
+UNANSWERABLE = 3
 N_RESAMPLES = 500
 
 _USES = {
@@ -84,7 +86,8 @@ def run(analysis: Analysis, argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, or 2 after a line on standard error that says what to do.
+        Exit status: 0, or after a line on standard error that says what to do: 2, or
+        UNANSWERABLE for a study that was not recorded for this question.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = parser(f"python -m analyses.{analysis.name}", analysis.docstring).parse_args(argv)
@@ -96,7 +99,7 @@ def run(analysis: Analysis, argv: Sequence[str] | None = None) -> int:
         path = write(report, folder)
     except (ValueError, OSError) as error:
         print(f"{analysis.name}: {error}", file=sys.stderr)
-        return 2
+        return UNANSWERABLE if isinstance(error, Unanswerable) else 2
     from rich.console import Console
 
     from analyses.reporting.terminal import renderable

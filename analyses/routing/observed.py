@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import xarray as xr
 
+from analyses.comparison.unanswerable import Unanswerable
 from analyses.comparison.units import token_units
 from store.study import Study
 
@@ -18,14 +19,15 @@ def observed_routing(study: Study) -> xr.Dataset:
 
     Raises
     ------
+    Unanswerable
+        If no run has experts whose routing was observed.
     ValueError
-        If no run has experts whose routing was observed, or if runs differ in layers, in experts or
-        in choices a token.
+        If runs differ in layers, in experts or in choices a token.
     """
     moe = [run for run in study.runs if run.coordinates.get("architecture") == "moe"]
     observed = [run.name for run in moe if "routing" in run.groups and len(run.committed)]
     if not observed:
-        raise ValueError(
+        raise Unanswerable(
             f"study {study.name!r} has no run with experts whose routing was observed "
             f"({len(study.runs)} runs, {len(moe)} of them MoE); train one, for instance a switch "
             "run of `python -m models.train quick`"

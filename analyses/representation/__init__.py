@@ -1,0 +1,1 @@
+"""Labelled layer for hidden states: what runs recorded, compared and read out."""
