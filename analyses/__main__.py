@@ -4,7 +4,8 @@
     python -m analyses studies/quick    every analysis of one study
     python -m analyses.NAME --help      one of them, explained
 
-Every module of this package is an analysis: adding one is adding a file.
+Every module of this package is an analysis: adding one is adding a file. What a study was not
+recorded for is skipped, with a line that says how to record it.
 """
 
 import ast
@@ -30,16 +31,18 @@ def question(name: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """List without arguments; with them, run every analysis and return the worst exit status."""
+    """List without arguments; with them, run every analysis and return the worst exit status.
+
+    A question that the study was not recorded for is skipped; 3 only if that is every one.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv in (["-h"], ["--help"]):
         _list()
         return 0
-    worst = 0
-    for name in names():
-        module = importlib.import_module(f"analyses.{name}")
-        worst = max(worst, module.main(argv))
-    return worst
+    from analyses.reporting.cli import UNANSWERABLE
+
+    statuses = [importlib.import_module(f"analyses.{name}").main(argv) for name in names()]
+    return max((s for s in statuses if s != UNANSWERABLE), default=UNANSWERABLE)
 
 
 def _list() -> None:

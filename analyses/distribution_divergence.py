@@ -60,6 +60,7 @@ from analyses.comparison.divergence.token_divergence import (
 from analyses.comparison.excess import arm_excess
 from analyses.comparison.runs import run_coordinates, sorted_by_arm
 from analyses.comparison.summary import PLAIN, summarize
+from analyses.comparison.unanswerable import Unanswerable
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Progress, mean_loss, walk
 from analyses.reporting import cli, divergence_figures, divergence_text, excess, pairs
@@ -223,13 +224,13 @@ def _predictions(study: Study) -> tuple[xr.DataArray, list[str]]:
 
     Raises
     ------
-    ValueError
+    Unanswerable
         If none did.
     """
     observed = [run for run in study.runs if len(run.committed)]
     stored = [run.name for run in observed if "predictions" in run.groups]
     if not stored:
-        raise ValueError(
+        raise Unanswerable(
             f"no run of study {study.name!r} stored what it predicts; train it with "
             "--set train.prediction_positions=4, or analyse a study that was"
         )

@@ -55,6 +55,7 @@ import numpy as np
 import xarray as xr
 
 from analyses.comparison.runs import sorted_by_arm
+from analyses.comparison.unanswerable import Unanswerable
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Progress
 from analyses.reporting import cli
@@ -118,11 +119,13 @@ def expert_matching(
 
     Raises
     ------
+    Unanswerable
+        With fewer than two runs.
     ValueError
-        With fewer than two runs or four units of text, or if no two runs have a step in common.
+        With fewer than four units of text, or if no two runs have a step in common.
     """
     if expert_index.sizes["run"] < 2:
-        raise ValueError(
+        raise Unanswerable(
             "experts are matched between two runs, and only "
             f"{expert_index['run'].values[0]} has experts that were observed; train an MoE of "
             "another seed or arm, or give its path as well"

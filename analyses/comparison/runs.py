@@ -5,6 +5,7 @@ from typing import TypeVar
 import numpy as np
 import xarray as xr
 
+from analyses.comparison.unanswerable import Unanswerable
 from analyses.reporting.text import listed
 from analyses.statistics.pairs import pair_indices, pair_kinds
 
@@ -21,8 +22,10 @@ def sorted_by_arm(data: Data) -> Data:
 
     Raises
     ------
+    Unanswerable
+        With fewer than two runs.
     ValueError
-        With fewer than two runs, or without the coordinates.
+        Without the coordinates.
     """
     for name in ("arm", "architecture"):
         if name not in data.coords:
@@ -32,7 +35,7 @@ def sorted_by_arm(data: Data) -> Data:
             )
     runs = data["run"].values.astype(str)
     if len(runs) < 2:
-        raise ValueError(
+        raise Unanswerable(
             f"this compares runs, and {listed(runs) if len(runs) else 'none'} was observed; give "
             "a study, or runs, of at least 2 observed models"
         )

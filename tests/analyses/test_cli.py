@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import analyses.__main__ as everything
-from analyses import expert_specialization, r2_over_time
+from analyses import expert_importance, expert_specialization, r2_over_time
 from analyses.reporting import cli
 
 ROOT = Path(__file__).parents[2]
@@ -53,19 +53,28 @@ def test_analyses_are_found_by_their_files(capsys) -> None:
         assert everything.question(name).endswith("?")
 
 
-def test_all_analyses_run_on_a_study(reports: SimpleNamespace) -> None:
+def test_all_analyses_run_on_a_study_but_those_it_was_not_recorded_for(
+    reports: SimpleNamespace,
+) -> None:
     assert reports.status == 0
-    assert sorted(path.parent.name for path in reports.folder.glob("*/index.md")) == list(NAMES)
-    for name in NAMES:
+    lacking = {"expert_coactivation", "linear_probe", "cka_over_time"} & set(NAMES)
+    answered = [name for name in NAMES if name not in lacking]
+    assert sorted(path.parent.name for path in reports.folder.glob("*/index.md")) == answered
+    for name in answered:
         assert f"page: {reports.folder / name / 'index.md'}" in reports.output
+    said = {line.split(":")[0] for line in reports.errors.splitlines() if "is ignored" not in line}
+    assert said == lacking
 
 
-def test_worst_status_counts_and_the_other_analyses_still_run(
+def test_what_a_study_was_not_recorded_for_is_skipped_and_the_rest_still_runs(
     study_folder: Path, tmp_path: Path
 ) -> None:
     dense = [str(study_folder / f"dense-seed{i}.zarr") for i in (0, 1)]
-    assert everything.main([*dense, "--report", str(tmp_path)]) == 2
+    assert everything.main([dense[0], "--report", str(tmp_path)]) == cli.UNANSWERABLE
+    assert everything.main([*dense, "--report", str(tmp_path)]) == 0
     assert (tmp_path / "r2_over_time" / "index.md").is_file()
+    assert not (tmp_path / "expert_importance").exists()
+    assert expert_importance.main([*dense, "--report", str(tmp_path)]) == cli.UNANSWERABLE
 
 
 def test_without_a_study_the_newest_is_taken_and_named(
@@ -112,7 +121,7 @@ def test_folder_that_cannot_be_written_is_one_line(
 
 def test_one_run_is_refused(study_folder: Path, tmp_path: Path, capsys) -> None:
     run = str(study_folder / "dense-seed0.zarr")
-    assert r2_over_time.main([run, "--report", str(tmp_path)]) == 2
+    assert r2_over_time.main([run, "--report", str(tmp_path)]) == cli.UNANSWERABLE
     assert "at least 2" in capsys.readouterr().err
 
 

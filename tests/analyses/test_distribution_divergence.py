@@ -10,6 +10,7 @@ from scipy.stats import entropy
 from analyses import distribution_divergence as analysis
 from analyses.comparison.divergence.token_divergence import Bands, frequency_bands, token_divergence
 from analyses.distribution_divergence import distribution_divergence
+from analyses.reporting.cli import UNANSWERABLE
 from analyses.statistics.divergence import js_divergence, kl_divergence
 from store.run import Run
 from store.study import Study
@@ -305,5 +306,5 @@ def test_a_study_without_predictions_is_told_what_to_do(
     )  # fmt: skip
     run.write(0, losses)
     run.commit(0)
-    assert analysis.main([str(tmp_path / "old"), "--report", str(tmp_path)]) == 2
+    assert analysis.main([str(tmp_path / "old"), "--report", str(tmp_path)]) == UNANSWERABLE
     assert "--set train.prediction_positions=4" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import xarray as xr
 
 import analyses.expert_matching as analysis
 from analyses.expert_matching import expert_matching
+from analyses.reporting.cli import UNANSWERABLE
 from analyses.routing.hidden_states import HIDDEN_MEASURES, hidden_states
 from store.run import Run
 from store.study import Study
@@ -291,5 +292,5 @@ def test_a_study_with_one_moe_run_is_refused_with_a_remedy(
     write_study: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_study(tmp_path / "one", {"switch-seed0": "switch", "dense-seed0": "dense"})
-    assert analysis.main([str(folder), "--report", str(tmp_path)]) == 2
+    assert analysis.main([str(folder), "--report", str(tmp_path)]) == UNANSWERABLE
     assert "train an MoE of another seed or arm" in capsys.readouterr().err

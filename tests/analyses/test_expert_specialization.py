@@ -13,6 +13,7 @@ from sklearn.metrics import adjusted_mutual_info_score, mutual_info_score
 from analyses import expert_specialization as analysis
 from analyses.comparison.units import unit_labels
 from analyses.expert_specialization import expert_specialization
+from analyses.reporting.cli import UNANSWERABLE
 from analyses.reporting.specialization_figures import plot_profile, plot_scores, plot_shares
 
 SCORES = ("token_specialization", "type_specialization")
@@ -276,7 +277,7 @@ def test_study_without_experts_is_refused_with_the_remedy(
     write_study: Callable[..., Path], tmp_path: Path, capsys
 ) -> None:
     write_study(tmp_path / "s", {"dense-seed0": "dense", "dense-seed1": "dense"})
-    assert analysis.main([str(tmp_path / "s")]) == 2
+    assert analysis.main([str(tmp_path / "s")]) == UNANSWERABLE
     error = capsys.readouterr().err
     assert "routing was observed (2 runs, 0 of them MoE)" in error
     assert "python -m models.train quick" in error

@@ -9,6 +9,7 @@ import xarray as xr
 
 from analyses import routing_entropy as analysis
 from analyses.comparison.units import unit_labels
+from analyses.reporting.cli import UNANSWERABLE
 from analyses.reporting.entropy_figures import plot_decomposition, plot_load, plot_relation
 from analyses.routing.load import MEASURES, WITH_NULL
 from analyses.routing_entropy import routing_entropy
@@ -193,7 +194,7 @@ def test_study_without_experts_is_refused_with_the_remedy(
     write_study: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_study(tmp_path / "s", {"dense-seed0": "dense"})
-    assert analysis.main([str(tmp_path / "s")]) == 2
+    assert analysis.main([str(tmp_path / "s")]) == UNANSWERABLE
     error = capsys.readouterr().err
     assert "routing was observed (1 runs, 0 of them MoE)" in error
     assert "python -m models.train quick" in error

@@ -13,6 +13,7 @@ from analyses.comparison.claims.hypotheses import (
     claims_about_moe,
 )
 from analyses.comparison.claims.stages import Stages, stages
+from analyses.comparison.unanswerable import Unanswerable
 from analyses.reporting import pairs
 from analyses.reporting.text import labels, listed
 from analyses.statistics.pairs import pair_indices
@@ -33,15 +34,17 @@ def study_claims(
 
     Raises
     ------
+    Unanswerable
+        Without a dense and an MoE run.
     ValueError
-        Without a dense and an MoE run, or if runs compared have no place in common.
+        If runs compared have no place in common.
     """
     dim = pairs.place_dim(similarity)
     arm = similarity["arm"].values.astype(str)
     is_moe = dict(zip(arm, similarity["architecture"].values != "dense", strict=True))
     widths, moes = ([name for name in is_moe if is_moe[name] == moe] for moe in (False, True))
     if not widths or not moes:
-        raise ValueError(
+        raise Unanswerable(
             f"the claims compare MoE with dense, and all runs are of {listed(is_moe)}; give a "
             "study with runs of both"
         )

@@ -6,6 +6,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from analyses.comparison.unanswerable import Unanswerable
+
 KINDS = ("MoE and dense", "dense and dense", "same arm", "MoE and MoE")
 
 
@@ -45,13 +47,13 @@ def arm_pairs(runs: xr.Dataset) -> list[ArmPair]:
 
     Raises
     ------
-    ValueError
+    Unanswerable
         If all runs are of one arm.
     """
     arm = runs["arm"].values.astype(str)
     is_moe = dict(zip(arm, runs["architecture"].values != "dense", strict=True))
     if len(is_moe) < 2:
-        raise ValueError(
+        raise Unanswerable(
             f"this compares arms, and all {len(arm)} runs are of arm {str(arm[0])!r}; give runs of "
             "at least two arms"
         )

@@ -1,0 +1,133 @@
+"""What a page of `expert_importance` says in words."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import xarray as xr
+
+from analyses.reporting.cohort import runs_sentence
+from analyses.reporting.importance_figures import PRIMARY
+from analyses.reporting.text import interval, listed, number
+from analyses.routing.observed import router_notes
+from analyses.routing.prediction import METRICS
+
+
+def best_metrics(at: xr.Dataset) -> dict[str, str]:
+    """The metric with the largest |mean rho| of each arm that has one."""
+    rho = at["arm_rho_mean"].sel(PRIMARY).transpose("each_arm", "metric").values
+    return {
+        str(arm): str(at["metric"].values[np.nanargmax(np.abs(of_arm))])
+        for arm, of_arm in zip(at["each_arm"].values, rho, strict=True)
+        if np.isfinite(of_arm).any()
+    }
+
+
+def finding(at: xr.Dataset) -> str:
+    """The answer at one step, with intervals and n."""
+    unit, n_experts, n_layers = at["unit"].attrs["long_name"], at.sizes["expert"], at.sizes["layer"]
+    best = [_best_sentence(at, arm, metric) for arm, metric in best_metrics(at).items()]
+    return (
+        f"At step {int(at['step']):,}, importance being the change of loss over all tokens when an "
+        f"expert's output is replaced by its mean: {'; '.join(best) or 'nothing predicts it'}. "
+        f"{_specialists(at)}In brackets 95% intervals over {at.sizes['unit']} {unit}s "
+        f"({int(at['n_tokens'].sum()):,} tokens), then over runs. A correlation is over "
+        f"{n_experts} experts, in {n_layers} layers of each run. {runs_sentence(at['arm'].values)}"
+    )
+
+
+def _best_sentence(at: xr.Dataset, arm: str, metric: str) -> str:
+    """What predicts best in an arm, and how well in runs that had no part in the choice."""
+    of_arm = at.sel({"each_arm": arm, **PRIMARY})
+    of = of_arm.sel(metric=metric)
+    rho = f"rho {_estimate(of, 'arm_rho_mean', digits=2)}"
+    low, high = of["arm_rho_mean_ci"].values
+    if not (low > 0 or high < 0):
+        return f"in {arm} runs no metric is told from 0 ({METRICS[metric]} has {rho})"
+    text = f"in {arm} runs {METRICS[metric]} predicts it best ({rho})"
+    own = at.sel(run=at["arm"].values.astype(str) == arm)
+    scores = own["held_out_rho"].values
+    if np.isfinite(scores).all():
+        ends = np.clip(of_arm["arm_held_out_rho_run_ci"].values, -1, 1)
+        same = int((own["held_out_metric"].values == metric).sum())
+        text += (
+            f", and what the other runs would choose ({same} of {len(scores)} times the same) has "
+            f"rho {number(scores.mean(), digits=2)} in a run left out"
+        )
+        text += f" (over runs {interval(*ends, digits=2)})" if np.isfinite(ends).all() else ""
+    return text
+
+
+def _estimate(of: xr.Dataset, name: str, *, digits: int = 3) -> str:
+    over_text = interval(*of[f"{name}_ci"].values, digits=digits)
+    over_runs = interval(*of[f"{name}_run_ci"].values, digits=digits)
+    return f"{number(of[name], digits=digits)}; {over_text}; {over_runs}"
+
+
+def _specialists(at: xr.Dataset) -> str:
+    parts = []
+    for arm in at["each_arm"].values.astype(str):
+        of = at.sel(each_arm=arm, replacement="mean", tokens="all")
+        if np.isfinite(of["arm_contrast_mean"]):
+            parts.append(f"{_estimate(of, 'arm_contrast_mean', digits=4)} in {arm} runs")
+    if not parts:
+        return ""
+    return (
+        "Without an expert, the domain it takes most of loses more than the others by, in nats, "
+        f"{', by '.join(parts)}. "
+    )
+
+
+def caveats(result: xr.Dataset, at: xr.Dataset) -> Iterator[str]:
+    """What the numbers do not say.
+
+    Parameters
+    ----------
+    result : of all steps.
+    at : the step shown.
+    """
+    unit, n = at["unit"].attrs["long_name"], at.sizes["expert"]
+    yield from router_notes(
+        result["router"].values.astype(str) if "router" in result.coords else (),
+        hash_means="Its probability is 1 and its entropy 0 at every token, so neither can predict; "
+        "vocabulary specialization is 1 less the load, so the two are one metric with opposite "
+        "signs. It has no second choice: that replacement is missing.",
+    )
+    yield (
+        f"A correlation over {n} experts is coarse: by chance alone its standard deviation is "
+        f"{1 / np.sqrt(n - 1):.2f} in one layer of one run. Errors of the importances of single "
+        f"experts bias it towards 0. Intervals over {unit}s are wide rather than narrow. An "
+        "interval over two runs says little."
+        if n > 1
+        else "With one expert a layer there is nothing to correlate."
+    )
+    yield (
+        f"Intervals over {unit}s hold for other text and these very checkpoints; intervals over "
+        "runs hold for other seeds and this very text. Neither contains the other."
+    )
+    yield (
+        "Knock-outs are one at a time: experts that can stand in for each other each seem "
+        "unimportant. Zero, and less so the mean, puts later layers where training never was. The "
+        "mean is over the tokens served, so an expert that serves few tokens is hardly changed by "
+        "it. In the second choice the gates share the probability of the expert left out."
+    )
+    yield (
+        "A domain with a single "
+        f"{unit} cannot be chosen on one half and measured on the other: it is no expert's top "
+        "domain, and has no interval."
+    )
+    yield (
+        "Importance over all tokens is, but for the effect on other tokens, load times importance "
+        "over the tokens served: that load predicts the former is partly arithmetic. Metrics and "
+        "importance are measured on the same tokens."
+    )
+    if result.attrs["n_tokens"] < result.attrs["all_tokens"]:
+        yield (
+            f"Only {result.attrs['n_tokens']:,} of the {result.attrs['all_tokens']:,} tokens of "
+            "the probe set were ablated."
+        )
+    missing = at["importance"].isel(replacement=0, tokens=0, expert=0, layer=0).isnull().values
+    if lacking := at["run"].values[missing].tolist():
+        yield (
+            f"Not ablated at step {int(at['step']):,}, so that their arms have no value: "
+            f"{listed(lacking)}."
+        )
