@@ -22,6 +22,7 @@ def page(report: Report) -> str:
         f"# {escape(report.definition.question)}",
         f"`{report.analysis}` of study **{escape(report.study)}**",
         escape(report.finding),
+        f"**Open [{report.opens}]({report.opens})** in a browser." if report.opens else "",
         *(_drawing(drawing) for drawing in report.drawings),
         "## How to read it",
         escape(report.reading),

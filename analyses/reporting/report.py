@@ -1,15 +1,15 @@
 """A report: one question asked of one study, its answer, and all that the answer rests on.
 
 `write` fills a folder with `index.md` (a MyST page), each figure as SVG and PNG, the data of each
-figure as CSV, `results.json` (every number, intervals included), and, where draws are many,
-`draws.npz` with those.
+figure as CSV, `results.json` (every number, intervals included), where draws are many, `draws.npz`
+with those, and what else the report brings along.
 """
 
 import inspect
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -83,6 +83,8 @@ class Report:
     result : everything computed, draws included.
     command : the command that makes this report again.
     provenance : where the numbers come from, as name and value.
+    opens : path in the folder of a page that the report is read beside, "" if there is none.
+    files : path in the folder and content of what else it brings along, written one by one.
     """
 
     analysis: str
@@ -96,6 +98,8 @@ class Report:
     result: xr.Dataset
     command: str
     provenance: Mapping[str, Any]
+    opens: str = ""
+    files: Iterable[tuple[str, bytes]] = ()
 
 
 def definition_of(docstring: str) -> Definition:
@@ -134,6 +138,9 @@ def write(report: Report, folder: Path) -> Path:
     if large := large_variables(report.result):
         arrays: dict[str, Any] = {name: report.result[name].values for name in large}
         np.savez_compressed(draws, **arrays)
+    for name, content in report.files:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
     index = folder / "index.md"
     _write_text(index, page(report))
     return index
