@@ -26,6 +26,11 @@ the same place, the first time that it is half-way down [3]_; tokens whose loss 
 as later than all others. In the partial correlation the ranks of the frequencies of the token and
 of the one to be predicted are held fixed.
 
+A route may change because the router did, or because what it reads did. Where `python -m
+models.reroute` has routed tokens anew, the last routes are compared with those of the last router
+on the representation of c, which differ by the representation alone, and with those of the router
+of c on the last representation, which differ by the router alone.
+
 Two intervals, never pooled. Over units of text (works, or documents): one unit is deleted at a time
 [4]_, correlations on Fisher's z. Over runs: one run of an arm is deleted at a time. Layers are
 averaged last.
@@ -53,6 +58,12 @@ from analyses.reporting import cli
 from analyses.reporting.cohort import runs_sentence, works_sentence
 from analyses.reporting.layer_panels import shown_layers
 from analyses.reporting.report import Drawing, Report, definition_of
+from analyses.reporting.rerouting import (
+    rerouting_caveats,
+    rerouting_drawing,
+    rerouting_sentence,
+    rerouting_table,
+)
 from analyses.reporting.saturation_figures import (
     plot_ages,
     plot_frequency,
@@ -62,6 +73,7 @@ from analyses.reporting.saturation_figures import (
 from analyses.reporting.saturation_tables import tables
 from analyses.reporting.text import interval, labels, listed, number
 from analyses.routing.observed import observed_routing, router_notes
+from analyses.routing.rerouting import against_last, recorded_rerouting
 from analyses.routing.saturation import observed_steps, saturations
 from store.study import Study
 
@@ -139,23 +151,48 @@ def report(study: Study, options: cli.Options) -> Report:
         progress=partial(cli.track, description="runs and layers"),
         dask=options.dask,
     )
+    anew = _anew(study, routing, unit_labels(probe_set, options.unit))
+    finding, shown, drawn = _finding(result), [*tables(result)], [*_drawings(result)]
+    if anew is not None:
+        finding = f"{finding} {rerouting_sentence(anew)}"
+        shown.append(rerouting_table(anew))
+        drawn.append(rerouting_drawing(anew))
+        result = _with_rerouting(result, anew)
     return Report(
         analysis="router_saturation",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=_finding(result),
-        tables=tuple(tables(result)),
-        drawings=tuple(_drawings(result)),
+        finding=finding,
+        tables=tuple(shown),
+        drawings=tuple(drawn),
         reading="Compare saturation with the lines below it, not with 0. Grey is what two routers "
         "with these loads share by chance. Between grey and the dashed floor is what a fixed "
         "choice for each token id would give; only what is above the floor shows that routes of "
         "single tokens in their context have settled. The curve against the last step rises to "
         "1 by definition; how early it does tells when routes were found.",
-        caveats=(*_caveats(result), *filter(None, [works_sentence(probe_set)])),
+        caveats=(*_caveats(result, anew), *filter(None, [works_sentence(probe_set)])),
         result=result,
         command=options.command,
         provenance=options.provenance,
     )
+
+
+def _anew(study: Study, routing: xr.Dataset, unit: xr.DataArray) -> xr.Dataset | None:
+    """Routes with the router, or the representation, of the last step; None if there are none."""
+    rerouted = recorded_rerouting(study)
+    if rerouted is None:
+        return None
+    of_text = unit.isel(sequence=rerouted["sequence"].values)
+    n_experts = routing.sizes["expert"]
+    return against_last(routing["expert_index"], rerouted, of_text, n_experts=n_experts)
+
+
+def _with_rerouting(result: xr.Dataset, anew: xr.Dataset) -> xr.Dataset:
+    """Both in one, though not of the same runs and steps."""
+    anew = anew.drop_vars(["unit", "n_tokens"])
+    names = {str(name) for name in (*anew.dims, *anew.variables)} - {"ci_bound"}
+    renamed = anew.rename({name: f"rerouted_{name}" for name in names})
+    return result.merge(renamed, compat="equals")
 
 
 _BY_ARM = ("", "_ci", "_run_ci")
@@ -244,7 +281,7 @@ def _finding(result: xr.Dataset) -> str:
     )
 
 
-def _caveats(result: xr.Dataset) -> Iterator[str]:
+def _caveats(result: xr.Dataset, anew: xr.Dataset | None) -> Iterator[str]:
     unit = result["unit"].attrs["long_name"]
     yield from router_notes(
         result["router"].values.astype(str) if "router" in result.coords else (),
@@ -269,10 +306,7 @@ def _caveats(result: xr.Dataset) -> Iterator[str]:
         "A choice may change more than once in a doubling of training, or change and come back: "
         "the change rate counts where it is in the end."
     )
-    yield (
-        "How much of a change of route comes from the router, and how much from the representation "
-        "that it reads, cannot be told from the store: the router's input is not recorded."
-    )
+    yield from rerouting_caveats(anew, result["run"].values.tolist())
     if result.sizes["skipped"]:
         yield (
             f"Steps {listed(f'{step:,}' for step in result['skipped_step'].values)} are left out, "

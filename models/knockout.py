@@ -129,13 +129,25 @@ def expert_means(
 
     hooks = [hook for layer in sums for hook in summing(layer)]
     device = next(model.parameters()).device
-    with _observing(model), model.hooks(fwd_hooks=hooks):
+    with observing(model), model.hooks(fwd_hooks=hooks):
         for batch in token.split(batch_size):
             model(batch.to(device))
     return {
         layer: (total[:, :-1] / total[:, -1:].clamp(min=1)).float().to(device)
         for layer, total in sums.items()
     }
+
+
+@contextmanager
+def observing(model: Transformer) -> Iterator[None]:
+    """Eval mode, no gradients, no autocast, as `probes.base.observe` has it."""
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        model.train(was_training)
 
 
 def loss_changes(
@@ -171,7 +183,7 @@ def loss_changes(
     if not has_second_choice(_moe(model, layers[0])):
         change["second_choice"][:] = np.nan
     device = next(model.parameters()).device
-    with _observing(model):
+    with observing(model):
         for start in range(0, len(token), batch_size):
             rows = slice(start, start + batch_size)
             inputs, wanted = token[rows].to(device), target[rows].to(device)
@@ -264,15 +276,3 @@ def _moe(model: Transformer, layer: int) -> MoE:
         having = [i for i in range(n_layers) if isinstance(model.blocks[i].mlp, MoE)]
         raise ValueError(f"block {layer} has no experts; those with experts: {having or 'none'}")
     return moe
-
-
-@contextmanager
-def _observing(model: Transformer) -> Iterator[None]:
-    """Eval mode, no gradients, no autocast, as `probes.base.observe` has it."""
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        model.train(was_training)

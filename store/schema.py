@@ -124,6 +124,18 @@ VARIABLES: tuple[Variable, ...] = (
     *(Variable(f"loss_change_{name}", "ablation", ("step", "layer", "expert", *_TOKENS),
                "float16", "nat", f"change of loss with {standing_in} in place of the expert", _NAN)
       for name, standing_in in _REPLACEMENTS.items()),
+
+    Variable("committed", "expert_outputs", _STEP, "bool", "1",
+             "whether the outputs of all experts at this step are on disk", False),
+    Variable("output", "expert_outputs", ("step", "layer", "expert", *_TOKENS, "d_model"),
+             "float16", "1", "output of each expert, chosen or not, before its gate", _NAN),
+
+    Variable("committed", "rerouted", _STEP, "bool", "1",
+             "whether the choices made anew at this step are on disk", False),
+    Variable("expert_index_last_router", "rerouted", ("step", "layer", *_TOKENS, "top_k"),
+             "int16", "1", "expert that the last step's router chooses, reading this step", -1),
+    Variable("expert_index_last_representation", "rerouted", ("step", "layer", *_TOKENS, "top_k"),
+             "int16", "1", "expert that this step's router chooses, reading the last step", -1),
 )
 # fmt: on
 
@@ -134,7 +146,7 @@ ACTIVATION_SITES: tuple[str, ...] = tuple(_SITES)
 REPLACEMENTS: tuple[str, ...] = tuple(_REPLACEMENTS)
 
 # A group of this kind is added to a finished run, and marks its steps as committed itself.
-ADDED: tuple[str, ...] = ("ablation",)
+ADDED: tuple[str, ...] = ("ablation", "expert_outputs", "rerouted")
 
 
 def variables_of(group: str) -> dict[str, Variable]:

@@ -3,6 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from analyses.statistics import minibatch_cka as cka
+from analyses.statistics.resampling import jackknife
 from analyses.statistics.similarity import linear_cka
 
 # two representations of six tokens, exact values by rational arithmetic
@@ -200,6 +201,27 @@ def test_tokens_of_one_document_are_alike_in_anything(
     assert np.mean(over_all) == pytest.approx(debiased, abs=0.02)
     assert abs(np.mean(batchwise)) < 3 * np.std(batchwise) / np.sqrt(10)
     assert abs(np.mean(batchwise)) < 0.01
+
+
+def test_jackknife_intervals_cover_what_holds_in_all_text() -> None:
+    rng = np.random.default_rng(0)
+    mixing, unit = rng.standard_normal((6, 5)), np.repeat(np.arange(40), 5)
+    # covariances of tokens: half of the variance is that of the unit
+    cross, first, second = 2 * mixing, 2 * np.eye(6), 2 * mixing.T @ mixing + 2 * np.eye(5)
+    truth = np.linalg.norm(cross) ** 2 / np.linalg.norm(first) / np.linalg.norm(second)
+    hits = 0
+    for _ in range(200):
+        x, noise = (
+            rng.standard_normal((40, p))[unit] + rng.standard_normal((200, p)) for p in (6, 5)
+        )
+        dealt = cka.batches(unit, rng=rng)
+        grams = [cka.gram_features(z, dealt) for z in (x, x @ mixing + noise)]
+        without = cka.hsic_without_each_unit(grams, batches=dealt, unit=unit)
+        estimate = cka.cka_of_all(cka.hsic_table(grams).sum(axis=-1))[0, 1]
+        low, high = jackknife(estimate, cka.cka_of_all(without)[0, 1]).ci
+        hits += low <= truth <= high
+    # 99% of what 200 intervals of 95% hit
+    assert 182 <= hits <= 197
 
 
 def test_exchanging_units_leaves_no_similarity_on_average() -> None:

@@ -201,7 +201,7 @@ def test_command_writes_what_the_figures_show(reports: SimpleNamespace) -> None:
     rows = (folder / "saturation.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) > 2 * 2 * 3 * 3
     page = (folder / "index.md").read_text(encoding="utf-8")
-    assert "cannot be told from the store" in page
+    assert "needs the weights, if they were kept" in page
     assert "hash router" not in page
 
 

@@ -12,35 +12,12 @@ import pytest
 import torch
 import zarr
 
-from models import ablate
+from models import ablate, kept
 from models.knockout import REPLACEMENTS, expert_means, loss_changes
-from models.train import main as train
 from models.transformer import Transformer
 from store.run import Run
 
-SETTINGS = [
-    "data.source=folder", "data.d_vocab=300", "data.n_ctx=16", "data.probe_documents=6",
-    "data.sequences_per_document=2", "model.d_model=16", "model.n_heads=4", "train.n_steps=4",
-    "train.batch_size=4", "train.warmup_steps=1", "train.activation_positions=0",
-    "train.prediction_positions=0", "train.precision=float32", "model.n_experts=4",
-]  # fmt: skip
 NAME = "switch-seed0"
-
-
-@pytest.fixture(scope="session")
-def trained(text: Path, tmp_path_factory) -> Path:
-    """Three trained runs; the weights of all but `switch-seed1` were kept."""
-    out = tmp_path_factory.mktemp("studies")
-    settings = [f"--set={setting}" for setting in (*SETTINGS, f"data.path={text}")]
-    for name, kept in ((NAME, True), ("switch-seed1", False), ("dense-seed0", True)):
-        more = ["--keep-weights"] if kept else []
-        assert train(["quick", "--out", str(out), "--run", name, *settings, *more]) == 0
-    return out / "quick"
-
-
-@pytest.fixture
-def study(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "quick"))
 
 
 @pytest.fixture(scope="session")
@@ -68,11 +45,11 @@ def test_what_is_stored_is_what_knocking_out_gives(ablated: Path) -> None:
     stored = run.dataset("ablation")
     assert stored["layer"].values.tolist() == [1, 3]
     assert stored["loss_change_mean"].dims == ("step", "layer", "expert", "sequence", "pos")
-    model = Transformer(ablate.model_config(run))
+    model = Transformer(kept.model_config(run))
     probe_set = run.dataset("probe_set").load()
     token, target = (torch.from_numpy(probe_set[n].values).long() for n in ("token", "target"))
     for step in (0, 4):
-        ablate.load_weights(model, run, step)
+        kept.load_weights(model, run, step)
         means = expert_means(model, token)
         loss, change = loss_changes(model, token, target, means=means)
         np.testing.assert_allclose(run.dataset("losses")["loss"].sel(step=step), loss, atol=1e-5)
@@ -157,7 +134,7 @@ def test_another_part_of_the_probe_set_is_refused(study: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("dense-seed0", [], "is dense and has no experts to knock out"),
+        ("dense-seed0", [], "is dense and has no experts"),
         ("switch-seed1", [], "train it again with `python -m models.train ... --run switch-seed1"),
         ("switch-seed1", ["--steps", "all"], "--keep-weights"),
         (NAME, ["--steps", "3"], "has no step 3; it has 0, 1, 2, 4"),
@@ -210,9 +187,12 @@ def test_how_it_was_made_stands_beside_it(ablated: Path) -> None:
     assert {"device", "batch_size", "commit", "versions"} <= metadata["attributes"].keys()
 
 
-def test_progress_counts_every_knock_out(ablated: Path, study: Path) -> None:
+def test_progress_counts_every_knock_out(study: Path) -> None:
     run, heard = Run.open(study / f"{NAME}.zarr"), []
     sizes = {"batch_size": 5, "n_documents": 3}
-    done = ablate.ablate(run, [4], device=torch.device("cpu"), advance=heard.append, **sizes)
+    done = kept.measure(
+        run, [4], ablate.ABLATION, device=torch.device("cpu"), advance=heard.append, **sizes
+    )
     assert done == [4]
-    assert sum(heard) == ablate.n_knockouts(run, **sizes) == 2 * 2 * 4 * 3
+    parts = ablate.n_knockouts(kept.model_config(run), kept.text_of(run, 3), 5)
+    assert sum(heard) == parts == 2 * 2 * 4 * 3

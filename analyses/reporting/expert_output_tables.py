@@ -1,0 +1,189 @@
+"""Tables and sentences of `expert_representations`."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import xarray as xr
+
+from analyses.reporting.cohort import runs_sentence
+from analyses.reporting.entropy_tables import by_arm
+from analyses.reporting.expert_output_figures import known_arms
+from analyses.reporting.report import Table
+from analyses.reporting.text import interval, listed, number
+from analyses.representation.expert_outputs import MOST_PAIRS
+from analyses.representation.recorded_outputs import Outputs
+from analyses.routing.observed import router_notes
+from analyses.statistics.expert_outputs import largest_participation
+
+
+def finding(result: xr.Dataset) -> str:
+    """The answer at the last step beside step 0, with intervals and n."""
+    first, last = result.isel(step=0), result.isel(step=-1)
+    unit, parts = result["unit"].attrs["long_name"], []
+    for arm in known_arms(result, "cosine"):
+        start, end = (at.sel(each_arm=arm) for at in (first, last))
+        parts.append(
+            f"in {arm} runs CKA is {_estimate(end, 'cka')}, at step {int(first['step']):,} "
+            f"{_number(start['arm_cka_mean'])}, and the cosine {_estimate(end, 'cosine')}, at "
+            f"first {_number(start['arm_cosine_mean'])}"
+        )
+    sentences = [
+        f"Of two experts of one layer at step {int(last['step']):,}, averaged over pairs, layers "
+        f"and runs, {'; '.join(parts)}."
+    ]
+    ranks = [
+        f"{_estimate(last.sel(each_arm=arm), 'effective_rank', digits=1)} of {_width(result, arm)} "
+        f"in {arm} runs"
+        for arm in known_arms(result, "effective_rank")
+    ]
+    sentences.append(f"The outputs have an effective rank of {listed(ranks)}.")
+    ratios = [
+        f"{_estimate(last.sel(each_arm=arm), 'own_contrast')} in {arm} runs"
+        for arm in known_arms(result, "own_contrast")
+    ]
+    if ratios:
+        sentences.append(
+            "At the tokens routed to it an expert's output is longer than at others, beyond what "
+            f"other experts do there, by a factor of {listed(ratios)}."
+        )
+    return (
+        f"{' '.join(sentences)} In brackets 95% intervals over {result.sizes['unit']} {unit}s "
+        f"({result.attrs['n_tokens']:,} tokens), then over runs. "
+        f"{runs_sentence(result['arm'].values)}"
+    )
+
+
+def tables(result: xr.Dataset) -> Iterator[Table]:
+    """At the last step by arm and layer, then CKA and cosine over training."""
+    last = result.isel(step=-1)
+    where, arms = f"at step {int(last['step']):,}", known_arms(result, "cosine")
+    names = {"cka": "CKA", "cka_raw": "CKA, raw", "cka_either": "CKA, either's tokens"}
+    if known_arms(result, "cka_dense"):
+        names["cka_dense"] = "CKA with dense"
+    names["cosine"] = "cosine"
+    yield by_arm(last.sel(each_arm=arms), names, title=f"What two experts have in common {where}")
+    names = {
+        "effective_rank": "effective rank", "participation": "participation ratio", "norm": "norm",
+        "own_ratio": "norm, own over other tokens", "own_contrast": "beyond other experts",
+    }  # fmt: skip
+    yield by_arm(last, names, title=f"Ranks and norms of outputs {where}")
+    yield _over_training(result, arms)
+
+
+def _over_training(result: xr.Dataset, arms: list[str]) -> Table:
+    n = result.sizes["step"]
+    shown = np.unique(np.linspace(0, n - 1, min(5, n)).round().astype(int))
+    unit, names, rows = result["unit"].attrs["long_name"], ("cka", "cka_either", "cosine"), []
+    for arm in arms:
+        runs = result["arm"].values.astype(str) == arm
+        for step in shown:
+            at = result.isel(step=step)
+            of_arm, chance = at.sel(each_arm=arm), at.isel(run=runs)
+            cells = [
+                f"{_number(of_arm[f'arm_{name}_mean'])} "
+                f"({interval(*of_arm[f'arm_{name}_mean_ci'].values)})"
+                for name in names
+            ]
+            exchanged = (_number(chance[f"{name}_chance"].mean()) for name in ("cka", "cosine"))
+            rows.append((arm, f"{int(at['step']):,}", *cells, *exchanged))
+    head = ("arm", "step", *(f"{name} (95% over {unit}s)" for name in
+            ("CKA", "CKA, either's tokens", "cosine")),
+            "CKA, units exchanged", "cosine, units exchanged")  # fmt: skip
+    return Table("Two experts over training, averaged over layers and runs", head, tuple(rows))
+
+
+def caveats(result: xr.Dataset, found: Outputs) -> Iterator[str]:
+    """What the numbers do not say, with all that was left out."""
+    unit, n_experts = result["unit"].attrs["long_name"], result.attrs["n_experts"]
+    routers = set(result["router"].values.astype(str)) if "router" in result.coords else set()
+    yield from router_notes(
+        routers & {"hash"},
+        hash_means="An expert's own tokens are all those of its token ids, so that other outputs "
+        "at own tokens are other outputs for these ids.",
+    )
+    yield (
+        "Experts are run at tokens that did not choose them. There they were not trained to give "
+        "anything, and what they give never reaches the model. Outputs are those before the gate: "
+        "a switch router scales them by its probability, which is below 1."
+    )
+    yield (
+        f"The estimator of CKA is HSIC1 summed over {result.attrs['n_batches']:,} batches of at "
+        f"most {result.attrs['largest_batch']} tokens, each of another {unit}. The tokens of two "
+        "experts are dealt anew."
+    )
+    pairs = n_experts * (n_experts - 1) // 2
+    if pairs > MOST_PAIRS:
+        yield (
+            f"CKA over the tokens that chose either expert is of {MOST_PAIRS} of the {pairs:,} "
+            "pairs, drawn at random; the other measures are of all pairs."
+        )
+    n, widths = result.attrs["n_tokens"], np.unique(result["n_features"].values)
+    largest = listed(f"{largest_participation(n, int(d)):.1f} of {d}" for d in widths)
+    yield (
+        f"Of independent features of equal variance, {n:,} independent tokens would show a "
+        f"participation ratio of {largest}; tokens of one {unit} depend on each other, which "
+        "lowers it further. Ranks are compared at equal tokens, and are too low as numbers by "
+        "themselves."
+    )
+    yield (
+        f"Intervals over {unit}s hold for other text and these very checkpoints; intervals over "
+        "runs hold for other seeds and this very text. Neither contains the other. Intervals of "
+        "ranks keep the directions and move the variances along them."
+    )
+    yield from _dense(result, found)
+    measured = result["run_cosine_mean"].transpose("run", "step").notnull()
+    is_moe = [str(run) in found.experts for run in result["run"].values]
+    missing = [
+        f"{run} ({int((~there).sum())} of {len(there)} steps)"
+        for run, there in zip(
+            result["run"].values[is_moe], measured.values[is_moe], strict=True
+        )
+        if not there.all()
+    ]  # fmt: skip
+    if missing:
+        yield (
+            "Experts were not run at all steps shown, so that the arms of these have no value "
+            f"there: {listed(missing)}. `python -m models.expert_outputs RUN --steps all` does it."
+        )
+
+
+def _dense(result: xr.Dataset, found: Outputs) -> Iterator[str]:
+    """Which dense MLPs there are to compare with."""
+    if not found.dense:
+        yield (
+            "There is no dense MLP to compare with: no dense run of the study recorded `mlp_out`, "
+            "or the residual stream on both sides of the MLP, at these tokens. "
+            "`python -m models.train` records the latter by default."
+        )
+        return
+    yield (
+        "A dense MLP reads its own model's residual stream, not that of the experts: CKA with it "
+        "holds what the two models differ in below. Its width need not be that of an expert."
+    )
+    if found.subtracted:
+        yield (
+            f"The MLP outputs of {listed(found.subtracted)} are differences of the residual stream "
+            "after and before, recorded in half precision: rounding adds a little noise, which "
+            "raises ranks where outputs are small."
+        )
+    if found.lacking:
+        yield f"Left out, as they recorded no MLP output at these tokens: {listed(found.lacking)}."
+
+
+def _width(result: xr.Dataset, arm: str) -> str:
+    widths = np.unique(result["n_features"].values[result["arm"].values.astype(str) == arm])
+    return " or ".join(map(str, widths))
+
+
+def _number(value: xr.DataArray) -> str:
+    """A value without the sign of a zero."""
+    return number(float(np.round(value, 3)) + 0.0)
+
+
+def _estimate(at: xr.Dataset, name: str, *, digits: int = 3) -> str:
+    value = number(at[f"arm_{name}_mean"], digits=digits)
+    ends = (
+        interval(*at[f"arm_{name}_mean{suffix}"].values, digits=digits)
+        for suffix in ("_ci", "_run_ci")
+    )
+    return f"{value} ({'; '.join(ends)})"
