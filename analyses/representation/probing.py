@@ -90,8 +90,11 @@ def hits(
     targets = [*places.targets, *([EXPERT] if choices else [])]
     items = [(run, step) for run in activations for step in range(first.sizes["step"])]
     at = partial(_measured, activations, choices, text, layers)
-    # (run * step, count, layer, site, target, unit)
-    found = np.stack(list(mapped(at, items, progress, dask)))
+    from threadpoolctl import threadpool_limits
+
+    # (run * step, count, layer, site, target, unit); matrices this small lose by being shared out
+    with threadpool_limits(1):
+        found = np.stack(list(mapped(at, items, progress, dask)))
     found = found.reshape(len(activations), first.sizes["step"], *found.shape[1:])
     dims = ("run", "step", "count", "layer", "site", "target", "unit")
     counted = [target.label >= 0 for target in places.targets.values()]
