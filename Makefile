@@ -10,7 +10,7 @@ ANALYSES := $(patsubst analyses/%.py,%,$(filter-out analyses/__%,$(wildcard anal
 # Read when torch is imported: idle threads sleep instead of spinning on a shared machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: study test check format bench clean
+.PHONY: study test check format docs bench clean
 
 study: $(VENV)/installed
 	$(BIN)/python -m models.train quick
@@ -23,7 +23,7 @@ $(REPORTS)/%/index.md: $(wildcard $(STUDY)/*.zarr/observation/committed/c/*) ana
 	$(BIN)/python -m analyses.$* $(STUDY) || [ $$? -eq 3 ]  # 3: not recorded for this question
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -35,11 +35,15 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/installed-docs
+	@rm -rf docs/reference/api  # a page for each module there is, and no other
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
 bench: $(VENV)/installed-dev
 	$(BIN)/python tests/benchmarks/training.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build docs/_build docs/reference/api *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -50,4 +54,8 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable ".[books,dev]"
+	@touch $@
+
+$(VENV)/installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --editable ".[books,docs]"
 	@touch $@
