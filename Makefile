@@ -23,7 +23,7 @@ $(REPORTS)/%/index.md: $(wildcard $(STUDY)/*.zarr/observation/committed/c/*) ana
 	$(BIN)/python -m analyses.$* $(STUDY) || [ $$? -eq 3 ]  # 3: not recorded for this question
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -37,7 +37,7 @@ format: $(VENV)/installed-dev
 
 docs: $(VENV)/installed-docs
 	@rm -rf docs/reference/api  # a page for each module there is, and no other
-	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python tests/benchmarks/training.py
