@@ -170,7 +170,7 @@ def plot_contrasts(result: xr.Dataset) -> "Figure":
     with figures.style():
         n_columns = min(4, len(contrasts))
         n_rows = -(-len(contrasts) // n_columns)
-        figure = figures.new_figure(width=1.0 + 2.5 * n_columns, height=0.6 + 2.2 * n_rows)
+        figure = figures.new_figure(width=1.0 + 2.5 * n_columns, height=0.9 + 2.2 * n_rows)
         axes = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False).ravel()
         for ax in axes[len(contrasts) :]:
             ax.set_visible(False)
@@ -193,7 +193,7 @@ def plot_contrasts(result: xr.Dataset) -> "Figure":
                 *pairs.interval_handles(unit, runs=True),
             ],
             loc="outside lower center",
-            ncols=4,
+            ncols=4 if n_columns > 2 else 1,
         )  # fmt: skip
     return figure
 
