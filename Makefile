@@ -23,7 +23,7 @@ $(REPORTS)/%/index.md: $(wildcard $(STUDY)/*.zarr/observation/committed/c/*) ana
 	$(BIN)/python -m analyses.$* $(STUDY) || [ $$? -eq 3 ]  # 3: not recorded for this question
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -5,8 +5,9 @@ import os
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+LONGEST = ("test_walking_skeleton.py", "test_training.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares a costly study comes first, so that no worker is left alone with it."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    """The longest files come first, so that no worker is left alone with one."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)

@@ -14,9 +14,6 @@ import xarray as xr
 from models.config import laptop, quick, seeds
 from models.data import count_windows
 
-# one worker, so that the study is trained once
-pytestmark = pytest.mark.xdist_group("quick study")
-
 SETTINGS = ["train.n_steps=8", "train.observe_every=4", "train.warmup_steps=2"]
 
 
