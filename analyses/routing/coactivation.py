@@ -12,7 +12,7 @@ from analyses.comparison.runs import run_coordinates
 from analyses.comparison.summary import Scale
 from analyses.comparison.walk import Progress, mapped
 from analyses.reporting.text import labels
-from analyses.routing.observed import text_units
+from analyses.routing.observed import seen_steps, text_units
 from analyses.statistics import coactivation as pairs
 from analyses.statistics.pairs import pair_indices
 from analyses.statistics.resampling import jackknife
@@ -52,8 +52,8 @@ def complete_steps(expert_index: xr.DataArray) -> NDArray[np.intp]:
     ValueError
         If there is none.
     """
-    first = expert_index.isel(layer=0, sequence=0, pos=0, top_k=0).transpose("run", "step").values
-    common = np.flatnonzero((first >= 0).all(axis=0))
+    seen = seen_steps(expert_index)
+    common = np.flatnonzero(seen.all(axis=0))
     if not len(common):
         raise ValueError(
             "runs are compared at steps that all of them observed, and there is none; wait until "

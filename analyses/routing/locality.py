@@ -11,7 +11,7 @@ from analyses.comparison.arm_means import arm_means
 from analyses.comparison.runs import run_coordinates
 from analyses.comparison.summary import PLAIN, Scale
 from analyses.comparison.walk import Progress, mapped
-from analyses.routing.observed import text_units
+from analyses.routing.observed import seen_steps, text_units
 from analyses.statistics.locality import lags, load_chance, repetitions
 from analyses.statistics.resampling import leave_one_out
 
@@ -45,11 +45,11 @@ def common_steps(expert_index: xr.DataArray) -> NDArray[np.intp]:
     ValueError
         If there is none.
     """
-    first = expert_index.isel(layer=0, sequence=0, pos=0, top_k=0).transpose("run", "step").values
-    common = np.flatnonzero((first >= 0).all(axis=0))
+    seen = seen_steps(expert_index)
+    common = np.flatnonzero(seen.all(axis=0))
     if not len(common):
         raise ValueError(
-            f"no step was observed by all of {len(first)} runs; wait until the runs got further, "
+            f"no step was observed by all of {len(seen)} runs; wait until the runs got further, "
             "or give the paths of runs that have steps in common"
         )
     return common

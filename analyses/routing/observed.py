@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from analyses.comparison.unanswerable import Unanswerable
 from analyses.comparison.units import token_units
@@ -35,6 +36,17 @@ def observed_routing(study: Study) -> xr.Dataset:
     routing = study.dataset("routing").sel(run=observed)
     runs, arms = routing["run"].values.astype(str), routing["arm"].values.astype(str)
     return routing.isel(run=np.lexsort([runs, arms]))
+
+
+def seen_steps(expert_index: xr.DataArray) -> NDArray[np.bool_]:
+    """Which steps each run observed, (run, step).
+
+    Parameters
+    ----------
+    expert_index : DataArray (run, step, layer, sequence, pos, top_k), -1 where not observed.
+    """
+    first = expert_index.isel(layer=0, sequence=0, pos=0, top_k=0).transpose("run", "step")
+    return first.values >= 0
 
 
 def router_notes(router: Iterable[str], *, hash_means: str) -> Iterator[str]:

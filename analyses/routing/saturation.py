@@ -11,7 +11,7 @@ from analyses.comparison.arm_means import arm_means
 from analyses.comparison.runs import run_coordinates
 from analyses.comparison.summary import PLAIN, R, Scale
 from analyses.comparison.walk import Progress, mapped
-from analyses.routing.observed import text_units
+from analyses.routing.observed import seen_steps, text_units
 from analyses.routing.token_frequency import N_BINS, Text, bin_frequency, text_of
 from analyses.statistics import saturation as routes
 from analyses.statistics.correlation import (
@@ -59,10 +59,10 @@ def observed_steps(expert_index: xr.DataArray) -> NDArray[np.intp]:
     ValueError
         If they are fewer than two.
     """
-    first = expert_index.isel(layer=0, sequence=0, pos=0, top_k=0).transpose("run", "step").values
-    common = np.flatnonzero((first >= 0).all(axis=0))
+    seen = seen_steps(expert_index)
+    common = np.flatnonzero(seen.all(axis=0))
     if len(common) < 2:
-        n_steps = (first >= 0).sum(axis=1)
+        n_steps = seen.sum(axis=1)
         least = expert_index["run"].values[n_steps.argmin()]
         raise ValueError(
             f"saturation compares steps, and there are {len(common)} that all runs observed "
