@@ -31,6 +31,7 @@ extensions = [
     "commands",
     "report_pages",
     "offline",
+    "links",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build"]

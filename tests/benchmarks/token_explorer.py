@@ -2,7 +2,7 @@
 
     python tests/benchmarks/token_explorer.py [FOLDER] [--tokens 20000] [--steps 24]
 
-Two dense and four MoE runs with two MoE layers of 8 experts. Needs `pip install -e ".[browser]"`
+Two dense and four MoE runs with two MoE layers of 8 experts. Needs `pip install -e ".[dev]"`
 and chromium. Three pages: documents of 250 tokens, the same with a script a document beside the
 page, and one document of all tokens, which is the hardest to slide through.
 """

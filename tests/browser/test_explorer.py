@@ -16,7 +16,7 @@ from analyses.reporting.explorer.contents import contents, documents
 from analyses.reporting.explorer.files import EMBEDDED, PAGE, explorer_files
 
 playwright = pytest.importorskip(
-    "playwright.sync_api", reason='needs playwright: pip install -e ".[browser]"'
+    "playwright.sync_api", reason='needs playwright: pip install -e ".[dev]"'
 )
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
@@ -104,7 +104,7 @@ def visit(browser: "playwright.Browser") -> Iterator[Callable[..., "playwright.P
 
     def visit(address: str) -> "playwright.Page":
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.on("console", lambda said: problems.append(said.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on(

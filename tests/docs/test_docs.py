@@ -205,6 +205,23 @@ def test_links_and_local_files_are_no_loads():
     assert extension("offline").loads(page) == []
 
 
+def test_links_to_what_the_site_does_not_hold_are_found(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/index.html").write_text('<h1 id="top-of-it">x</h1>', "utf-8")
+    (tmp_path / "a b.png").write_bytes(b"")
+    (tmp_path / "index.html").write_text(
+        '<a href="sub/#top-of-it"></a><a href="#"></a><a href="https://zarr.dev/x"></a>'
+        '<img src="a%20b.png"><img src="data:image/png,A">'
+        '<a href="sub/index.html#gone"></a><a href="#nowhere"></a><img src="c.png">',
+        "utf-8",
+    )
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "_static/theme.html").write_text('<a href="{{ later }}"></a>', "utf-8")
+    broken = extension("links").broken_links(tmp_path)
+    assert [target for _, target in broken] == ["#nowhere", "c.png", "sub/index.html#gone"]
+    assert {page for page, _ in broken} == {Path("index.html")}
+
+
 def test_a_formula_of_a_docstring_is_shown_as_it_stands_and_its_references_are_listed():
     shown = extension("docstrings").module_as_rst(
         "What is |r| [1]_?\n\nWith `x (a,\nb)` given\n\n    r² = a_i * b\n\n"
