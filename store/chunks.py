@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.storage import LocalStore
+
+from store.places import root_of
 
 # A damaged zstd frame is a RuntimeError (numcodecs); a damaged shard index and a chunk of another
 # shape are a ValueError (zarr).
@@ -19,6 +20,20 @@ _DAMAGE = (RuntimeError, ValueError)
 
 class StoreError(ValueError):
     """A store that cannot be read or joined as asked; the message says which, and what to do."""
+
+
+class DamagedChunk(StoreError):
+    """A chunk of a committed step that cannot be read.
+
+    Attributes
+    ----------
+    file : the file it should be in.
+    damage : what is wrong with that file, as in "it is missing".
+    """
+
+    def __init__(self, message: str, *, file: Path, damage: str) -> None:
+        super().__init__(message)
+        self.file, self.damage = file, damage
 
 
 def load(
@@ -34,10 +49,10 @@ def load(
 
     Raises
     ------
-    StoreError
+    DamagedChunk
         If a chunk is missing, cut short or corrupted; names its run, variable, step and file.
     """
-    _, firsts = np.unique(index[0] // _rows_per_file(array), return_index=True)
+    _, firsts = np.unique(index[0] // rows_per_file(array), return_index=True)
     for i in firsts:
         file = chunk_file(array, int(index[0][i]))
         # A shard of zero bytes would read as fill values, without an error.
@@ -46,22 +61,21 @@ def load(
             raise _damaged(array, file, damage, None if steps is None else steps[i])
     try:
         values = array.oindex[tuple(map(_as_slice, index))]
-    except _DAMAGE:
-        for i in firsts:
-            row = int(index[0][i])
-            try:
-                array[row]
-            except _DAMAGE as error:
-                damage, step = f"damaged ({error})", None if steps is None else steps[i]
-                raise _damaged(array, chunk_file(array, row), damage, step) from error
+    except _DAMAGE as error:
+        if len(firsts) == 1:
+            file = chunk_file(array, int(index[0][0]))
+            step = None if steps is None else steps[0]
+            raise _damaged(array, file, f"damaged ({error})", step) from error
+        for i in firsts:  # which of the files it is
+            load(array, [index[0][[i]], *index[1:]], None if steps is None else steps[[i]])
         raise
     return np.asarray(values)
 
 
 def chunk_file(array: zarr.Array[Any], row: int) -> Path:
     """File that holds a row of an array whose files divide the first dimension only."""
-    first = (row // _rows_per_file(array), *(0 for _ in array.shape[1:]))
-    return _folder(array) / array.path / array.metadata.encode_chunk_key(first)
+    first = (row // rows_per_file(array), *(0 for _ in array.shape[1:]))
+    return root_of(array) / array.path / array.metadata.encode_chunk_key(first)
 
 
 def is_written(file: Path) -> bool:
@@ -72,23 +86,20 @@ def is_written(file: Path) -> bool:
         return False
 
 
-def _rows_per_file(array: zarr.Array[Any]) -> int:
+def rows_per_file(array: zarr.Array[Any]) -> int:
+    """How many indices of the first dimension one file holds."""
     return (array.shards or array.chunks)[0]
 
 
-def _folder(array: zarr.Array[Any]) -> Path:
-    store = array.store
-    assert isinstance(store, LocalStore)
-    return store.root
-
-
-def _damaged(array: zarr.Array[Any], file: Path, damage: str, step: int | None) -> StoreError:
-    folder = _folder(array)
+def _damaged(array: zarr.Array[Any], file: Path, damage: str, step: int | None) -> DamagedChunk:
+    folder = root_of(array)
     where = array.path if step is None else f"{array.path}, step {step}"
-    return StoreError(
+    return DamagedChunk(
         f"run {folder.stem!r}, {where}: chunk {file} is {damage}. Restore that file from a copy, "
         f"or delete {folder} and train it again with "
-        f"`python -m models.train ... --run {folder.stem}`"
+        f"`python -m models.train ... --run {folder.stem}`",
+        file=file,
+        damage=damage,
     )
 
 

@@ -37,12 +37,13 @@ def conform(dataset: xr.Dataset, group: str) -> dict[str, np.ndarray]:
                 f"{', '.join(known)}; rename it, or add it to store/schema.py"
             )
         dims = _written_dims(known[name])
-        if dataset[name].dims != dims:
+        variable = dataset.variables[name]
+        if variable.dims != dims:
             raise ValueError(
-                f"{group}/{name} has dims {dataset[name].dims}, the schema says {dims}; "
+                f"{group}/{name} has dims {variable.dims}, the schema says {dims}; "
                 "transpose or rename them"
             )
-        values[name] = _cast(dataset[name].values, known[name])
+        values[name] = _cast(variable.values, known[name])
     return values
 
 

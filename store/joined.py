@@ -16,7 +16,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from store.chunks import StoreError, load
-from store.schema import DIMENSIONS, variables_of
+from store.schema import DIMENSIONS, RUN_COORDINATES, variables_of
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,9 @@ def _run_coordinates(parts: Sequence[Part]) -> dict[str, Any]:
         is_text = any(isinstance(part.coordinates.get(name), str) for part in parts)
         missing = "" if is_text else np.nan
         values = np.array([part.coordinates.get(name, missing) for part in parts])
-        coordinates[name] = ("run", values)
+        known = name in RUN_COORDINATES
+        attrs = {"long_name": RUN_COORDINATES[name], "units": "1"} if known else {}
+        coordinates[name] = ("run", values, attrs)
     return coordinates
 
 

@@ -5,8 +5,8 @@ at a time. Appending along `step` would duplicate a step that is written twice; 
 is idempotent.
 
 One step of one variable is one file, so a crash leaves the old or the new one, never half: a chunk
-where it is small, else a shard of chunks of at most `CHUNK_BYTES`. zstd keeps a checksum of the
-values, so a flipped bit is an error and not a number.
+where it is small, else a shard of chunks of at most `CHUNK_BYTES`. Every chunk ends in a checksum,
+so a flipped bit is an error and not a number.
 """
 
 import json
@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.codecs import ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from store.chunks import StoreError
 from store.conform import OBSERVED, conform, labels_of
+from store.durable import make_durable
 from store.joined import dimension_attrs
+from store.places import exists, is_remote, zarr_store
 from store.provenance import hash_dataset
 from store.schema import ADDED, DIMENSIONS, SCHEMA_VERSION, VARIABLES, Variable, variables_of
 
@@ -45,7 +47,7 @@ def lay_out(
     """Make an empty run, whole or not at all; see `store.run.Run.create`."""
     if path.suffix != ".zarr":
         raise StoreError(f"{path} is no name for a run's folder; call it NAME.zarr")
-    if path.exists():
+    if exists(path):
         raise StoreError(
             f"{path} already exists; resume it with Run.open, or delete it to start anew"
         )
@@ -53,14 +55,21 @@ def lay_out(
     if added := sorted(set(ADDED) & set(templates)):
         raise ValueError(f"template of {', '.join(added)}: Run.add_group adds it to a run")
     _require_templates(templates, probe_set)
-    root_attrs = _plain({**attrs, "probe_set_hash": hash_dataset(probe_set)}, coordinates)
-    partial = path.with_name(path.name + ".partial")
-    if partial.exists():  # left by a process that was killed right here
+    root_attrs = _plain({**attrs, "probe_set_hash": hash_probe_set(probe_set)}, coordinates)
+    # An object store renames nothing; there, a folder is no run until its root has attributes.
+    partial = path if is_remote(path) else path.with_name(path.name + ".partial")
+    if exists(partial):  # left by a process that was killed right here
         shutil.rmtree(partial)
-    root = zarr.create_group(partial, zarr_format=3, attributes=root_attrs)
+    root = zarr.create_group(zarr_store(partial, read_only=False), zarr_format=3)
     _fill(root, probe_set, templates, scheduled, training_steps)
-    _consolidate(partial, ("", "observation", "training", "probe_set", *templates))
+    _consolidate(partial, ("observation", "training", "probe_set", *templates))
+    root.update_attributes(root_attrs)
+    _consolidate(partial, ("",))
+    if is_remote(path):
+        return
+    make_durable((file for file in partial.rglob("*") if file.is_file()), within=partial)
     partial.rename(path)
+    make_durable([path / "zarr.json"], within=path.parent)
 
 
 def lay_out_added(
@@ -84,7 +93,7 @@ def lay_out_added(
         raise ValueError(
             f"group {group!r} is laid out by Run.create; added later are {', '.join(ADDED)}"
         )
-    if group in zarr.open_group(path, mode="r"):
+    if group in zarr.open_group(zarr_store(path, read_only=True), mode="r"):
         raise StoreError(
             f"{path} already has the group {group!r}; open the run and go on filling it"
         )
@@ -92,12 +101,29 @@ def lay_out_added(
     plain_attrs = _plain_json(attrs)
     for left_behind in path.glob("zarr.*.partial"):  # by a process killed in its last write here
         left_behind.unlink()
-    root = zarr.open_group(path, mode="r+", use_consolidated=False)
+    root = zarr.open_group(zarr_store(path, read_only=False), mode="r+", use_consolidated=False)
     steps = np.asarray(root["observation/step"])
     added = root.create_group(group, overwrite=True, attributes=plain_attrs)
     _create(added, variables_of(group)["committed"], steps.shape, (1,))
     _fill_group(added, group, template, steps)
     _consolidate(path, (group, ""))
+
+
+def hash_probe_set(probe_set: xr.Dataset) -> str:
+    """Hash of a probe set in the form it is stored in: the same when it is read back.
+
+    Labels 0, 1, 2, ... of a dimension do not matter, which a Dataset may have or leave out.
+    """
+    known = variables_of("probe_set")
+    values = {
+        name: (known[name].dims, value) for name, value in conform(probe_set, "probe_set").items()
+    }
+    labels = {
+        dim: label.astype("int64")
+        for dim, label in labels_of(probe_set, "probe_set").items()
+        if not np.array_equal(label, np.arange(len(label)))
+    }
+    return hash_dataset(xr.Dataset(values, labels))
 
 
 def require_run(path: Path) -> None:
@@ -108,7 +134,7 @@ def require_run(path: Path) -> None:
     StoreError
         If it did not.
     """
-    if not path.is_dir():
+    if not is_remote(path) and not path.is_dir():
         raise StoreError(f"no run at {path}; make one with `python -m models.train`")
     try:
         metadata = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
@@ -127,24 +153,37 @@ def require_run(path: Path) -> None:
 
 
 def chunking(
-    shape: tuple[int, ...], itemsize: int
+    shape: tuple[int, ...], itemsize: int, chunk_bytes: int = CHUNK_BYTES
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """Chunk and shard of an array that is to be one file.
 
     Returns
     -------
-    chunk : the whole shape if it takes at most `CHUNK_BYTES`, else slices along leading dimensions.
+    chunk : the whole shape if it takes at most `chunk_bytes`, else slices along leading dimensions.
     shard : None for a single chunk, else the shape rounded up to whole chunks.
     """
     chunk = list(shape)
     for axis, size in enumerate(shape):
-        excess = math.prod(chunk) * itemsize / CHUNK_BYTES
+        excess = math.prod(chunk) * itemsize / chunk_bytes
         if excess > 1:
-            chunk[axis] = max(1, math.floor(size / excess))
+            n_chunks = math.ceil(size / max(1, math.floor(size / excess)))
+            chunk[axis] = math.ceil(size / n_chunks)  # alike, so that a shard has little to spare
     if tuple(chunk) == shape:
         return shape, None
     whole = tuple(c * math.ceil(size / c) for c, size in zip(chunk, shape, strict=True))
     return tuple(chunk), whole
+
+
+def codecs(dtype: str, dims: tuple[str, ...]) -> tuple[Any, ...]:
+    """How a chunk of an array is made smaller, and its checksum; `docs/decisions/0014-codecs.md`.
+
+    An array says itself how it was written: this may change, and older runs stay readable.
+    """
+    if dtype == "str":
+        return (ZstdCodec(level=1, checksum=True),)
+    if "d_model" in dims:  # nearly random bits: not worth the time
+        return (Crc32cCodec(),)
+    return BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()
 
 
 def _require_schedule(steps: Sequence[int] | np.ndarray, training_steps: int) -> np.ndarray:
@@ -257,7 +296,7 @@ def _create(
         fill_value=variable.fill_value,
         dimension_names=variable.dims,
         attributes=dict(variable.attrs),
-        compressors=ZstdCodec(level=1, checksum=True),
+        compressors=codecs(variable.dtype, variable.dims),
         config={"write_empty_chunks": True},
     )
 
@@ -272,7 +311,7 @@ def _create_labels(group: zarr.Group, labels: Mapping[str, np.ndarray]) -> None:
             fill_value=-1,
             dimension_names=(dim,),
             attributes=dict(dimension_attrs(dim)),
-            compressors=ZstdCodec(level=1, checksum=True),
+            compressors=codecs("int64", (dim,)),
             config={"write_empty_chunks": True},
         )
         array[:] = values
@@ -284,4 +323,4 @@ def _consolidate(path: Path, groups: Sequence[str]) -> None:
         # zarr says that Zarr v3 has not standardized this; xarray warns where it is absent.
         warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
         for group in groups:
-            zarr.consolidate_metadata(str(path), path=group)
+            zarr.consolidate_metadata(zarr_store(path, read_only=False), path=group)

@@ -2,7 +2,7 @@
 
 A step counts once it is committed: its data are written first, the mark last, and each file is
 replaced as a whole. A run that is killed therefore resumes from its last committed step, and a
-reader never sees a step half written.
+reader never sees a step half written. What was written is on the disk when the call returns.
 
     run = Run.create("studies/quick/dense-0.zarr", probe_set, templates, steps=[0, 1, 2], ...)
     run.write(0, observe(model, tokens, probes))
@@ -26,10 +26,12 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from store.chunks import StoreError, chunk_file, is_written, load
+from store.chunks import StoreError, chunk_file, load
 from store.conform import OBSERVED, conform, require_same, training_rows
+from store.durable import make_durable
 from store.joined import Part, join
 from store.layout import lay_out, lay_out_added, require_run
+from store.places import place, sizes, zarr_store
 from store.schema import ADDED, DIMENSIONS, GROUPS, variables_of
 
 __all__ = ["Run", "StoreError"]
@@ -46,7 +48,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        root = zarr.open_group(path, mode="r")
+        root = zarr.open_group(zarr_store(path, read_only=True), mode="r")
         self._attrs = root.attrs.asdict()
         self._arrays = _arrays_of(root)
         self._labels: dict[str, dict[str, np.ndarray]] = {}
@@ -67,7 +69,7 @@ class Run:
 
         Parameters
         ----------
-        path : `<study folder>/<name>.zarr`, not there yet.
+        path : `<study folder>/<name>.zarr`, a folder or a URL, not there yet.
         probe_set : variables of the group `probe_set`, stored in full.
         templates : {group: one observation}, as the probes return it, without `step`; fixes
             variables, shapes and labels, not values.
@@ -81,8 +83,9 @@ class Run:
         ValueError
             If the path is taken, or the schedule, a template or a label does not fit the schema.
         """
+        path = place(path)
         lay_out(
-            Path(path),
+            path,
             probe_set,
             templates,
             steps=steps,
@@ -90,7 +93,7 @@ class Run:
             attrs=attrs,
             coordinates=coordinates,
         )
-        return cls(Path(path))
+        return cls(path)
 
     def add_group(self, group: str, template: xr.Dataset, *, attrs: Mapping[str, Any]) -> Self:
         """Lay out one more group, for what is measured when training is over.
@@ -127,12 +130,14 @@ class Run:
         StoreError
             If there is none, or if a newer version of this code made it.
         """
-        path = Path(path)
+        path = place(path)
         require_run(path)
         return cls(path)
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
+        there = self._marked("observation")
+        recorded = ", ".join(group for group in self.groups if group in OBSERVED)
+        return f"<Run {self.name!r}: {there.sum()} of {there.size} steps, {recorded or 'no group'}>"
 
     @property
     def name(self) -> str:
@@ -172,12 +177,7 @@ class Run:
         StoreError
             If this run has no such group.
         """
-        self._require(group)
-        marks = self._arrays[group if group in ADDED else "observation"]["committed"]
-        # Only True is ever written, so the mark's file says it all; reading 50 would take 50 times
-        # as long. A power cut may leave an empty file, which marks nothing.
-        there = [is_written(chunk_file(marks, row)) for row in range(len(self.steps))]
-        return self.steps[np.array(there, dtype=bool)]
+        return self.steps[self._marked(group)]
 
     @property
     def finished(self) -> bool:
@@ -201,9 +201,15 @@ class Run:
         """
         row = self._row(step)
         checked = {group: self._checked(group, one) for group, one in observed.items()}
-        for group, values in checked.items():
-            for name, value in values.items():
-                self._writable[group][name][row] = value
+        # Of the shape of a chunk, values are encoded as they are; else zarr would copy them first.
+        self._put(
+            slice(row, row + 1),
+            [
+                (self._writable[group][name], value[np.newaxis])
+                for group, values in checked.items()
+                for name, value in values.items()
+            ],
+        )
 
     def write_training(self, recorded: xr.Dataset) -> None:
         """Put consecutive training steps in their place.
@@ -220,8 +226,7 @@ class Run:
         """
         values = conform(recorded, "training")
         rows = training_rows(recorded, self._arrays["training"]["step"].size)
-        for name, value in values.items():
-            self._writable["training"][name][rows] = value
+        self._put(rows, [(self._writable["training"][n], value) for n, value in values.items()])
 
     def commit(self, step: int, *, group: str = "observation") -> None:
         """Mark a step as complete, in one atomic write.
@@ -241,7 +246,8 @@ class Run:
             raise ValueError(
                 f"group {group!r} is committed with all that training recorded: call commit(step)"
             )
-        self._writable[group]["committed"][self._row(step)] = True
+        row = self._row(step)
+        self._put(slice(row, row + 1), [(self._writable[group]["committed"], np.array([True]))])
 
     def dataset(self, group: str) -> xr.Dataset:
         """What was recorded in a group up to now, lazily.
@@ -259,12 +265,16 @@ class Run:
         """
         return join([self.part(group)]).isel(run=0)
 
+    def arrays(self, group: str) -> dict[str, zarr.Array[Any]]:
+        """Variables of a group on disk, by name, without labels and the marks of an added group."""
+        self._require(group)
+        marks = {"committed"} if group in ADDED else set()
+        known = [name for name in variables_of(group) if name not in marks]
+        return {name: self._arrays[group][name] for name in known if name in self._arrays[group]}
+
     def part(self, group: str) -> Part:
         """What this run gives to a Dataset that joins runs."""
-        self._require(group)
-        present = self._arrays[group]
-        marks = {"committed"} if group in ADDED else set()
-        arrays = {n: present[n] for n in variables_of(group) if n in present and n not in marks}
+        arrays = self.arrays(group)
         labels = dict(self._labels_of(group))
         laid_out = labels.pop("step", None)
         if laid_out is None:
@@ -276,9 +286,31 @@ class Run:
         rows = np.flatnonzero(readable)
         return Part(self.name, self.coordinates, group, arrays, labels, laid_out[rows], rows)
 
+    def marks(self, group: str) -> zarr.Array[Any]:
+        """The commit marks that a group goes by, on disk: its own if it was added."""
+        self._require(group)
+        return self._arrays[group if group in ADDED else "observation"]["committed"]
+
+    def _marked(self, group: str) -> np.ndarray:
+        """Whether each scheduled step of a group is committed."""
+        marks = self.marks(group)
+        # Only True is ever written, so the mark's file says it all; reading 50 would take 50 times
+        # as long. A power cut may leave an empty file, which marks nothing.
+        files = [chunk_file(marks, row) for row in range(marks.size)]
+        written = sizes(files[0].parent)
+        return np.array([written.get(file.name, 0) > 0 for file in files], dtype=bool)
+
+    def _put(self, rows: slice, puts: Sequence[tuple[zarr.Array[Any], np.ndarray]]) -> None:
+        """Put the same rows of some arrays on disk."""
+        files = set()
+        for array, values in puts:
+            array[rows] = values
+            files |= {chunk_file(array, row) for row in range(rows.start, rows.stop)}
+        make_durable(files, within=self.path)
+
     @cached_property
     def _writable(self) -> dict[str, dict[str, zarr.Array[Any]]]:
-        return _arrays_of(zarr.open_group(self.path, mode="r+"))
+        return _arrays_of(zarr.open_group(zarr_store(self.path, read_only=False), mode="r+"))
 
     def _labels_of(self, group: str) -> dict[str, np.ndarray]:
         """Labels of a group's dimensions, read once: they never change."""
@@ -322,9 +354,9 @@ class Run:
 def _arrays_of(root: zarr.Group) -> dict[str, dict[str, zarr.Array[Any]]]:
     """{group: {name: array}} of a run."""
     arrays: dict[str, dict[str, zarr.Array[Any]]] = {}
-    for place, node in root.members(max_depth=None):
+    for name_in_run, node in root.members(max_depth=None):
         if isinstance(node, zarr.Array):
-            group, _, name = place.partition("/")
+            group, _, name = name_in_run.partition("/")
             # An array forgets this setting when it is closed; without it, a chunk of nothing but
             # fill values would be left out, and look lost.
             arrays.setdefault(group, {})[name] = node.with_config({"write_empty_chunks": True})

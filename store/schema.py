@@ -28,6 +28,22 @@ DIMENSIONS: dict[str, str] = {
     "ci_bound": "lower or upper end of an interval",
 }
 
+# Coordinates on `run` that training gives; another loop may give others.
+RUN_COORDINATES: dict[str, str] = {
+    "arm": "architecture under study, of which the runs differ in their seed",
+    "architecture": "dense or moe",
+    "router": "what sends tokens to experts",
+    "seed": "seed of initialization and router noise",
+    "order_seed": "seed of the order of tokens",
+    "width": "width of the residual stream",
+    "n_layers": "number of blocks",
+    "n_heads": "attention heads a block",
+    "n_experts": "experts a layer that has some",
+    "experts_per_token": "experts that a token goes to",
+    "n_parameters": "parameters",
+    "n_active_parameters": "parameters that a token meets",
+}
+
 
 @dataclass(frozen=True)
 class Variable:

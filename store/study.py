@@ -5,13 +5,17 @@ study.dataset("losses")         # lazy Dataset (run, step, sequence, pos)
 study.probe_set                 # what every run was watched on
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self, final
 
 import xarray as xr
 
 from store.chunks import StoreError
+from store.conform import OBSERVED
 from store.joined import join
+from store.places import place
 from store.run import Run
 from store.schema import variables_of
 
@@ -43,29 +47,18 @@ class Study:
         StoreError
             If a path holds no run, or if two runs have the same name or other probe sets.
         """
-        given = [Path(path) for path in paths]
-        if not given:
-            raise StoreError("no path given; give a study's folder or the paths of runs")
-        if len(given) > 1 or _is_run(given[0]):
-            runs = tuple(map(Run.open, given))
-            folders = {run.path.resolve().parent.name for run in runs}
-            name = folders.pop() if len(folders) == 1 else " + ".join(run.name for run in runs)
-            study = cls(name, None, runs)
-        else:
-            folder = given[0]
-            if not (stores := run_paths(folder)):
-                missing = "is no folder" if folder.exists() else "does not exist"
-                what = "holds no run" if folder.is_dir() else missing
-                raise StoreError(
-                    f"{folder} {what}; train one with `python -m models.train quick`, or give the "
-                    "folder that holds the *.zarr of a study"
-                )
-            study = cls(folder.resolve().name, folder, tuple(map(Run.open, stores)))
-        _require_one_study(study.runs)
-        return study
+        folder, stores = named_stores(*paths)
+        runs = tuple(map(Run.open, stores))
+        _require_one_study(runs)
+        return cls(study_name(folder, stores), folder, runs)
 
     def __repr__(self) -> str:
-        return f"Study({self.name!r}, {len(self.runs)} runs)"
+        arms = Counter(str(run.coordinates.get("arm", run.name)) for run in self.runs)
+        listed = ", ".join(f"{n} {arm}" for arm, n in arms.items())
+        recorded = [g for g in OBSERVED if any(g in run.groups for run in self.runs)]
+        n = len(self.runs)
+        runs = f"{n} run{'s' * (n != 1)} ({listed})"
+        return f"<Study {self.name!r}: {'; '.join(filter(None, [runs, ', '.join(recorded)]))}>"
 
     def dataset(self, group: str) -> xr.Dataset:
         """What the runs recorded in a group, lazily joined.
@@ -100,6 +93,45 @@ class Study:
         """The probe set that the runs share, lazily."""
         shared = self.runs[0].dataset("probe_set")
         return shared.drop_vars([name for name in shared.coords if name not in shared.dims])
+
+
+def named_stores(*paths: str | Path) -> tuple[Path | None, list[Path]]:
+    """What paths on a command line stand for.
+
+    Parameters
+    ----------
+    paths : one study folder, or any number of runs.
+
+    Returns
+    -------
+    folder : of the study; None if single runs were given.
+    stores : paths of the runs, none of them opened.
+
+    Raises
+    ------
+    StoreError
+        If there is no path, or a folder holds no run.
+    """
+    given = [place(path) for path in paths]
+    if not given:
+        raise StoreError("no path given; give a study's folder or the paths of runs")
+    if len(given) > 1 or _is_run(given[0]):
+        return None, given
+    folder = given[0]
+    if not (stores := run_paths(folder)):
+        missing = "is no folder" if folder.exists() else "does not exist"
+        what = "holds no run" if folder.is_dir() else missing
+        raise StoreError(
+            f"{folder} {what}; train one with `python -m models.train quick`, or give the "
+            "folder that holds the *.zarr of a study"
+        )
+    return folder, stores
+
+
+def study_name(folder: Path | None, stores: Sequence[Path]) -> str:
+    """Name of the folder that runs stand in; their own where they stand in several."""
+    folders = {f.resolve().name for f in ([folder] if folder else [run.parent for run in stores])}
+    return folders.pop() if len(folders) == 1 else " + ".join(run.stem for run in stores)
 
 
 def newest_study(root: str | Path = "studies") -> Path:

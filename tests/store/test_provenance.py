@@ -1,18 +1,26 @@
 import hashlib
 import importlib.util
 import json
+import os
 import platform
+import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
+from zarr.codecs import ZstdCodec
 
 import store.provenance
-from store.provenance import hash_dataset, provenance
+from store.provenance import hash_dataset, hash_run, provenance
+from store.run import Run
+
+MakeRun, Observe = Callable[..., Run], Callable[..., dict[str, xr.Dataset]]
 
 
 def dataset() -> xr.Dataset:
@@ -123,3 +131,71 @@ def test_tracked_code_has_the_commit_and_is_dirty_once_changed(checkout: Path) -
     with (checkout / "provenance.py").open("a") as code:
         code.write("\n")
     assert copied(checkout)["dirty"] is True
+
+
+def changed(run: Run, path: Path, change: Callable[[Path], object]) -> bool:
+    """Whether a change of a copy of a run changes its hash."""
+    shutil.copytree(run.path, path)
+    change(path)
+    return hash_run(path) != hash_run(run.path)
+
+
+def test_hash_of_a_run_is_that_of_its_content(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    assert re.fullmatch("[0-9a-f]{64}", hash_run(run.path))
+
+    def touch(path: Path) -> None:
+        os.utime(next(path.rglob("losses/loss/c/0/0/0")), (0, 0))
+
+    def date(path: Path) -> None:
+        metadata = json.loads((path / "zarr.json").read_text("utf-8"))
+        metadata["attributes"]["created"] = "2000-01-01"
+        (path / "zarr.json").write_text(json.dumps(metadata, indent=3), "utf-8")
+
+    def write(path: Path) -> None:
+        (path / "losses/loss/c/0/0/0.1234.partial").write_bytes(b"x")
+
+    for i, harmless in enumerate((touch, date, write)):
+        assert not changed(run, tmp_path / f"same{i}.zarr", harmless)
+
+
+def test_hash_of_a_run_changes_with_any_value_label_or_commit(
+    make_run: MakeRun, observe: Observe, tmp_path: Path
+) -> None:
+    run = make_run(committed=(0, 1))
+    one = {"losses": observe(1)["losses"]}
+    # one bit of one value, which does not change the length of the file
+    one["losses"]["loss"][0, 0] = np.nextafter(one["losses"]["loss"][0, 0], np.float32(9))
+
+    def arm(path: Path) -> None:
+        text = (path / "zarr.json").read_text("utf-8")
+        assert "dense" in text
+        (path / "zarr.json").write_text(text.replace("dense", "other"), "utf-8")
+
+    for i, change in enumerate(
+        (
+            lambda path: Run.open(path).write(1, one),
+            lambda path: Run.open(path).commit(2),
+            lambda path: next(path.rglob("losses/loss/c/0/0/0")).unlink(),
+            arm,
+        )
+    ):
+        assert changed(run, tmp_path / f"other{i}.zarr", change), i
+
+
+def test_hash_of_a_run_sees_every_chunk_of_a_shard(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (1, 4, 8), dtype="uint16")
+    for name in ("one", "same", "other"):
+        group = zarr.create_group(tmp_path / name)
+        array = group.create_array(
+            "x", shape=(2, 4, 8), dtype="uint16", chunks=(1, 1, 8), shards=(1, 4, 8),
+            compressors=ZstdCodec(level=1, checksum=True),
+        )  # fmt: skip
+        # not compressible, so that the length stays
+        array[:1] = np.where(np.arange(4)[:, None] == 2, values ^ (name == "other"), values)
+    assert hash_run(tmp_path / "one") == hash_run(tmp_path / "same")
+    assert hash_run(tmp_path / "one") != hash_run(tmp_path / "other")
+    shard = next(p for p in (tmp_path / "one/x/c").rglob("*") if p.is_file())
+    before = hash_run(tmp_path / "one")
+    shard.write_bytes(shard.read_bytes()[:20])
+    assert hash_run(tmp_path / "one") != before

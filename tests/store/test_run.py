@@ -1,8 +1,10 @@
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -306,3 +308,24 @@ def test_write_that_fails_is_an_oserror_and_leaves_committed_steps(make_run, obs
     assert read.step.values.tolist() == [0]
     np.testing.assert_array_equal(read.loss[0], observe(0)["losses"].loss)
     assert np.isnan(xr.open_zarr(run.path, group="losses", chunks=None).loss.sel(step=1)).all()
+
+
+def test_memory_does_not_grow_with_the_steps_written(make_run, observe) -> None:
+    steps = tuple(range(26))
+    run = make_run(
+        groups=("activations",), steps=steps, training_steps=26, committed=(), d_model=4096
+    )
+    seen = {"activations": observe(0, d_model=4096)["activations"]}
+    held = []
+    tracemalloc.start()
+    try:
+        for step in steps:
+            run.write(step, seen)
+            run.commit(step)
+            if step in (5, 25):
+                gc.collect()
+                held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    bytes_of_a_step = seen["activations"].resid_post.astype("float16").nbytes
+    assert held[1] - held[0] < 2 * bytes_of_a_step  # of the 20 steps written meanwhile

@@ -1,0 +1,129 @@
+"""What watching costs: an observation beside the bare forward pass over the probe set.
+
+    python tests/benchmarks/watching.py [--size quick|wide] [--rounds 7]
+
+Rounds alternate between the bare pass, the pass with probes and the write, so that a busy machine
+slows them alike; figures are medians over rounds of the ratio to the bare pass. `wide` is the
+reference study's mixture of experts with two layers.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
+
+from models.config import ModelConfig, quick, reference_moe_switch
+from models.transformer import Transformer
+from probes.activations import ActivationProbe
+from probes.base import Probe, observe, spread_positions
+from probes.losses import LossProbe
+from probes.predictions import PredictionProbe
+from probes.routing import RoutingProbe
+from store.run import Run
+
+BATCH = 32
+
+
+class Setting(NamedTuple):
+    """A model and how many sequences it is watched on."""
+
+    model: ModelConfig
+    n_sequences: int
+
+
+def settings() -> dict[str, Setting]:
+    small = next(run.model for run in quick().runs if run.arm == "switch")
+    wide = dataclasses.replace(reference_moe_switch(), n_layers=2, moe_layers=(1,), n_ctx=128)
+    return {"quick": Setting(small, 160), "wide": Setting(wide, 160)}
+
+
+def probes_of(cfg: ModelConfig, target: torch.Tensor) -> list[Probe]:
+    """Those of the presets."""
+    train = quick().train
+    return [
+        LossProbe(target),
+        ActivationProbe(
+            train.activation_sites, spread_positions(cfg.n_ctx, train.activation_positions)
+        ),
+        PredictionProbe(spread_positions(cfg.n_ctx, train.prediction_positions)),
+        RoutingProbe(cfg.n_ctx),
+    ]
+
+
+def seconds(do: Callable[[], object]) -> tuple[float, float]:
+    """By the clock, and of all processors."""
+    wall, processor = time.perf_counter(), time.process_time()
+    do()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def measured(setting: Setting, folder: Path, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of each part of an observation, a round each."""
+    cfg = setting.model
+    model = Transformer(cfg).eval()
+    text = torch.randint(0, cfg.d_vocab, (setting.n_sequences, cfg.n_ctx + 1))
+    token, target = text[:, :-1], text[:, 1:]
+    probes = probes_of(cfg, target)
+    seen = observe(model, token, probes, batch_size=BATCH)
+    run = Run.create(
+        folder / "run.zarr", xr.Dataset({"token": (("sequence", "pos"), token.int().numpy())}),
+        seen, steps=np.arange(rounds + 1), training_steps=rounds, attrs={}, coordinates={},
+    )  # fmt: skip
+
+    def bare() -> None:
+        with torch.no_grad():
+            for batch in token.split(BATCH):
+                model(batch)
+
+    def watched() -> None:
+        seen.update(observe(model, token, probes, batch_size=BATCH))
+
+    def write(step: int) -> None:
+        run.write(step, seen)
+        run.commit(step)
+
+    taken: dict[str, list[tuple[float, float]]] = {"bare": [], "watched": [], "write": []}
+    for step in range(rounds + 1):
+        now = seconds(bare), seconds(watched), seconds(lambda: write(step))  # noqa: B023
+        for part, spent in zip(taken, now, strict=True):
+            taken[part] += [spent] * (step > 0)  # the first round warms up
+    return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=settings(), default="quick")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # as the presets train
+    with tempfile.TemporaryDirectory() as folder:
+        taken = measured(settings()[args.size], Path(folder), args.rounds)
+    table = Table(title=f"an observation, {args.size}, one thread, times the bare forward pass")
+    for column in ("part", "clock", "processor", "seconds by the clock"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for part, spent in taken.items():
+        ratios = [
+            statistics.median(s[i] / b[i] for s, b in zip(spent, taken["bare"], strict=True))
+            for i in (0, 1)
+        ]
+        median = statistics.median(wall for wall, _ in spent)
+        table.add_row(part, *(f"{ratio:.2f}" for ratio in ratios), f"{median:.3f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
