@@ -12,6 +12,7 @@ References
 .. [2] Press et al. (2022), ALiBi, arXiv:2108.12409 (the soft bias that this hardens).
 """
 
+import itertools
 import math
 
 import torch
@@ -40,24 +41,103 @@ def visible_keys(windows: tuple[int, ...], n_ctx: int) -> Bool[Tensor, "head que
     return (distance >= 0) & (distance < window)
 
 
+def block_size(window: int, n_ctx: int) -> int:
+    """Queries in a block of a head; `n_ctx` where blocks would save nothing.
+
+    With queries in blocks of c, all keys that they see lie in their block and the one before it if
+    the window is at most c + 1: 2c keys instead of `n_ctx`. A window of 1 is a block of 1.
+    """
+    if window == 1:
+        return 1
+    return next((c for c in (8, 32, 128, 512) if window <= c + 1 and 2 * c < n_ctx), n_ctx)
+
+
+class WindowedHeads(nn.Module):
+    """Attention of heads whose queries are taken in blocks of one size.
+
+    Parameters
+    ----------
+    windows : of these heads.
+    block : queries in a block; `n_ctx` for a single block that sees all keys.
+    """
+
+    mask: Float[Tensor, "head block query key"] | None  # 0 where visible, else -inf
+
+    def __init__(self, windows: tuple[int, ...], *, block: int, n_ctx: int) -> None:
+        super().__init__()
+        self.n_heads, self.block, self.is_whole = len(windows), block, block == n_ctx
+        if self.is_whole:
+            visible = visible_keys(windows, n_ctx)[:, None]
+        else:
+            pair = visible_keys(windows, 2 * block)[:, None, block:]  # keys before, then its own
+            visible = pair.repeat(1, math.ceil(n_ctx / block), 1, 1)
+            visible[:, 0, :, :block] = False  # nothing comes before the first block
+        self.is_causal = min(windows) >= n_ctx
+        mask = None if self.is_causal else torch.where(visible, 0.0, -torch.inf)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(
+        self,
+        q: Float[Tensor, "batch head pos d_head"],
+        k: Float[Tensor, "batch head pos d_head"],
+        v: Float[Tensor, "batch head pos d_head"],
+    ) -> Float[Tensor, "batch head pos d_head"]:
+        T = q.shape[2]
+        if self.block == 1:
+            return v  # a query that sees one key gives it all its weight
+        if self.mask is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if self.is_whole:
+            # only a mask with a batch dimension reaches the fused kernel
+            mask = self.mask[:, 0, :T, :T][None].to(q.dtype)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        q, k, v = self._blocks(q), self._with_block_before(k), self._with_block_before(v)
+        mask = self.mask[:, : q.shape[2]].to(q.dtype).expand(len(q), -1, -1, -1, -1)
+        scores = torch.baddbmm(
+            mask.flatten(0, 2),
+            q.flatten(0, 2),
+            k.flatten(0, 2).transpose(1, 2),
+            alpha=1 / math.sqrt(q.shape[-1]),
+        )
+        z = torch.bmm(scores.softmax(dim=-1), v.flatten(0, 2))
+        return z.view_as(q).flatten(2, 3)[:, :, :T]
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        """[batch, head, block, query, d_head], the last block filled up with zeros."""
+        missing = -x.shape[2] % self.block
+        if missing:
+            x = F.pad(x, (0, 0, 0, missing))
+        return x.unflatten(2, (-1, self.block))
+
+    def _with_block_before(self, x: Tensor) -> Tensor:
+        """[batch, head, block, key, d_head], twice as many keys as queries."""
+        x = self._blocks(x)
+        return torch.cat([F.pad(x[:, :, :-1], (0, 0, 0, 0, 1, 0)), x], dim=3)
+
+
 class Attention(nn.Module):
     """Multi-head causal attention with a window per head.
 
     Scores and pattern are only formed when something watches `hook_attn_scores` or
-    `hook_pattern`; otherwise the fused kernel computes the same product without them.
+    `hook_pattern`; otherwise fused kernels compute the same product without them.
     """
-
-    visible: Bool[Tensor, "head query key"]
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.n_heads = cfg.n_heads
+        self.windows = head_windows(cfg.windows, cfg.n_heads, cfg.n_ctx)
         self.q = nn.Linear(cfg.d_model, cfg.d_model)
         self.k = nn.Linear(cfg.d_model, cfg.d_model)
         self.v = nn.Linear(cfg.d_model, cfg.d_model)
         self.o = nn.Linear(cfg.d_model, cfg.d_model)
-        windows = head_windows(cfg.windows, cfg.n_heads, cfg.n_ctx)
-        self.register_buffer("visible", visible_keys(windows, cfg.n_ctx), persistent=False)
+        alike = itertools.groupby(
+            self.windows, lambda window: (block_size(window, cfg.n_ctx), window == cfg.n_ctx)
+        )
+        self.groups = nn.ModuleList(
+            WindowedHeads(tuple(windows), block=block, n_ctx=cfg.n_ctx)
+            for (block, _), windows in alike
+        )
+        self.heads_per_group = [group.n_heads for group in self.groups]
         self.hook_q = HookPoint()  # [batch, pos, head, d_head]
         self.hook_k = HookPoint()  # [batch, pos, head, d_head]
         self.hook_v = HookPoint()  # [batch, pos, head, d_head]
@@ -72,16 +152,18 @@ class Attention(nn.Module):
         q = self.hook_q(self.q(x).view(by_head)).transpose(1, 2)  # [batch, head, pos, d_head]
         k = self.hook_k(self.k(x).view(by_head)).transpose(1, 2)
         v = self.hook_v(self.v(x).view(by_head)).transpose(1, 2)
-        visible = self.visible[:, :T, :T]
-        if self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks():
-            z = self._watched(q, k, v, visible)
-        else:
-            # only a mask with a batch dimension reaches the fused kernel
-            z = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[None])
-        z = self.hook_z(z.transpose(1, 2))  # [batch, pos, head, d_head]
+        watched = self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks()
+        z = self._with_pattern(q, k, v) if watched else self._fused(q, k, v)
+        z = self.hook_z(z)
         return self.hook_out(self.o(z.reshape(B, T, -1)))
 
-    def _watched(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    def _with_pattern(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        visible = visible_keys(self.windows, q.shape[2]).to(q.device)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
         scores = self.hook_attn_scores(scores.masked_fill(~visible, -torch.inf))
-        return self.hook_pattern(scores.softmax(dim=-1)) @ v
+        return (self.hook_pattern(scores.softmax(dim=-1)) @ v).transpose(1, 2)
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = zip(*(x.split(self.heads_per_group, dim=1) for x in (q, k, v)), strict=True)
+        z = [heads(*part).transpose(1, 2) for heads, part in zip(self.groups, parts, strict=True)]
+        return torch.cat(z, dim=2)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from models.config import ModelConfig
+from models.distributed import mean_over_ranks, n_ranks, own_rows, sum_before
 
 UNGATED_INIT_SCALE = 0.0625
 ROUTER_NOISE = 0.01
@@ -104,9 +105,11 @@ class Experts(nn.Module):
         """Apply expert `expert[m]` to row m; rows are sorted by expert, `counts` rows for each."""
         ends = counts.cumsum(0).to(torch.int32)
         dtype = torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
+        member = F.one_hot(expert, len(counts)).to(dtype)  # gathers a bias, sums its gradient
         hidden = F.grouped_mm(x.to(dtype), self.w_in.to(dtype), offs=ends)
-        hidden = F.relu(hidden + self.b_in.to(dtype)[expert])
-        return F.grouped_mm(hidden, self.w_out.to(dtype), offs=ends) + self.b_out.to(dtype)[expert]
+        hidden = F.relu(torch.addmm(hidden, member, self.b_in.to(dtype)))
+        out = F.grouped_mm(hidden, self.w_out.to(dtype), offs=ends)
+        return torch.addmm(out, member, self.b_out.to(dtype))
 
 
 class MoE(nn.Module):
@@ -142,7 +145,7 @@ class MoE(nn.Module):
     def _balance_loss(self, prob: Float[Tensor, "N E"], chosen: Float[Tensor, "N E"]) -> Tensor:
         if self.cfg.router == "hash":
             return prob.new_zeros(())
-        load = chosen.mean(0) / self.cfg.top_k
+        load = mean_over_ranks(chosen.mean(0)) / self.cfg.top_k
         return self.cfg.n_experts * (load * prob.mean(0)).sum()
 
     def _mix(
@@ -153,10 +156,10 @@ class MoE(nn.Module):
         order = index.flatten().argsort(stable=True)  # slots by expert, then by token
         expert, token = index.flatten()[order], order // K
         counts = expert.bincount(minlength=self.cfg.n_experts)
-        weight = weight[token, expert]
+        weight = weight.index_select(0, token).gather(1, expert[:, None]).squeeze(1)
         if self.training and self.cfg.capacity_factor is not None:
             weight = weight * self._within_capacity(expert, counts)
-        out = self.experts(x[token], expert, counts).float() * weight[:, None]
+        out = self.experts(x.index_select(0, token), expert, counts).float() * weight[:, None]
         if K == 1:
             return torch.empty_like(out).index_copy(0, token, out)
         return out.new_zeros(x.shape).index_add(0, token, out)
@@ -166,13 +169,17 @@ class MoE(nn.Module):
     ) -> Float[Tensor, "M"]:
         """1 for the first `capacity` tokens of each expert, 0 for what overflows."""
         assert self.cfg.capacity_factor is not None
-        capacity = math.ceil(self.cfg.capacity_factor * len(expert) / self.cfg.n_experts)
-        rank = torch.arange(len(expert), device=expert.device) - (counts.cumsum(0) - counts)[expert]
-        return (rank < capacity).float()
+        n_slots = len(expert) * n_ranks()
+        capacity = math.ceil(self.cfg.capacity_factor * n_slots / self.cfg.n_experts)
+        before = sum_before(counts) - (counts.cumsum(0) - counts)
+        place = torch.arange(len(expert), device=expert.device) + before[expert]
+        return (place < capacity).float()
 
 
 def _noise_like(x: Tensor) -> Tensor:
-    return torch.empty_like(x).uniform_(1 - ROUTER_NOISE, 1 + ROUTER_NOISE)
+    """Noise for the rows of the whole batch, of which it takes those of this rank."""
+    whole = x.new_empty(len(x) * n_ranks(), *x.shape[1:])
+    return whole.uniform_(1 - ROUTER_NOISE, 1 + ROUTER_NOISE)[own_rows(len(whole))]
 
 
 def _truncated_normal_(weight: Tensor, *, fan_in: int) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import Precision, RunConfig, TrainConfig
 from models.data import TokenStream, chain_hash
+from models.distributed import data_parallel, mean_over_ranks, own_rows
 from models.transformer import Transformer
 
 
@@ -37,6 +37,7 @@ class Trainer:
         self.step = 0
         self.stream_hash = b""
         self.model = Transformer(run.model, seed=run.random_seed).to(device)
+        self._parallel = data_parallel(self.model)
         groups = self.model.parameter_groups(cfg.learning_rate)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=cfg.weight_decay, fused=True)
         self._base_rates = [group["lr"] for group in groups]
@@ -45,7 +46,7 @@ class Trainer:
         """Take one step; return its values for the `training` group, tensors not yet synced."""
         batch = self.stream.batch(self.step)
         self.stream_hash = chain_hash(self.stream_hash, batch)
-        tokens = torch.from_numpy(batch).to(self.device, non_blocking=True)
+        tokens = torch.from_numpy(batch[own_rows(len(batch))]).to(self.device, non_blocking=True)
         for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * learning_rate_factor(self.step, self.cfg)
 
@@ -53,8 +54,7 @@ class Trainer:
         self.model.train()
         bf16 = self.cfg.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            logits = self.model(tokens[:, :-1])
-        loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+            loss = self._parallel(tokens[:, :-1], tokens[:, 1:])
         balance = self.model.balance_loss
         self.optimizer.zero_grad()
         (loss + self.cfg.balance_weight * balance).backward()
@@ -62,8 +62,8 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         return {
-            "train_loss": loss.detach(),
-            "balance_loss": balance.detach(),
+            "train_loss": mean_over_ranks(loss.detach()),
+            "balance_loss": mean_over_ranks(balance.detach()),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "gradient_norm": norm,
             "tokens_seen": self.step * (batch.size - len(batch)),

@@ -70,6 +70,10 @@ class TrainingProgress:
         rate = self._rate(clock, step)
         self._bar.update(clock.task, completed=step, loss=f"{loss:.3f}", rate=rate)
 
+    def leave(self, run: str) -> None:
+        """The run is another command's."""
+        self._bar.remove_task(self._clocks.pop(run).task)
+
     def end(self, run: str, loss: float) -> None:
         """The run has ended, at `loss` nats on the probe set; say how long it took."""
         clock = self._clocks[run]
@@ -79,11 +83,11 @@ class TrainingProgress:
             seconds = time.perf_counter() - clock.began
             took = f"{seconds:.0f} s, {self._rate(clock, self._n_steps)} tokens/s"
         self._bar.remove_task(clock.task)
-        self._bar.console.print(
-            f"{run}: {self._n_steps:,} steps, loss {loss:.3f} nats on the probe set, {took}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        self.say(f"{run}: {self._n_steps:,} steps, loss {loss:.3f} nats on the probe set, {took}")
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        self._bar.console.print(line, highlight=False, soft_wrap=True)
 
     def _rate(self, clock: _Clock, step: int) -> str:
         assert clock.step is not None

@@ -16,8 +16,15 @@ from models.progress import TrainingProgress
 from models.training import Job, train_run
 
 
-def train_side_by_side(jobs: Sequence[Job], shown: TrainingProgress, *, n_workers: int) -> None:
+def train_side_by_side(
+    jobs: Sequence[Job], shown: TrainingProgress, *, n_workers: int
+) -> list[Job]:
     """Train the runs in `n_workers` processes, in order; all stop with the first that fails.
+
+    Returns
+    -------
+    list[Job]
+        Those that other commands are training.
 
     Raises
     ------
@@ -35,13 +42,15 @@ def train_side_by_side(jobs: Sequence[Job], shown: TrainingProgress, *, n_worker
     for worker in workers:
         worker.start()
     try:
-        n_left = len(jobs)
-        while n_left:
+        n_waiting, left = len(jobs), set()
+        while n_waiting:
             what, *values = _next_event(events, workers)
             if what == "failed":
                 raise values[0]
             getattr(shown, what)(*values)
-            n_left -= what == "end"
+            n_waiting -= what in ("end", "leave")
+            left |= {*values} if what == "leave" else set()
+        return [job for job in jobs if job.run.name in left]
     finally:
         for worker in workers:
             worker.terminate()
@@ -81,4 +90,4 @@ def _work(pending: Any, events: Any) -> None:
         except (ValueError, OSError) as error:
             events.put(("failed", error))
             return
-        events.put(("end", name, loss))
+        events.put(("leave", name) if loss is None else ("end", name, loss))

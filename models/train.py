@@ -2,13 +2,16 @@
 
     python -m models.train quick                            # five small runs, minutes on two cores
     python -m models.train quick --run dense-seed0          # only that run
+    python -m models.train quick --part 2/4                 # only every fourth, from the second on
     python -m models.train seeds --set train.n_steps=900 --set name=longer
+    torchrun --nproc-per-node 2 -m -- models.train quick    # each run by two processes
 
 A study is a folder: `studies/quick/` holds the prepared text (`data/`), one store a run
 (`dense-seed0.zarr`), and, while a run is unfinished, what it resumes from
 (`dense-seed0.resume.pt`).
 Interrupt it at any moment and give the same command again: finished runs are skipped, an
 unfinished one goes on from its last observation; on a CPU its arrays come out bit-identical.
+Give it on several machines that share the folder, and each takes the runs that no other has.
 """
 
 import os
@@ -19,20 +22,24 @@ import argparse
 import dataclasses
 import functools
 import json
+import re
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from models.config import PRESETS, Precision, StudyConfig, as_json
+from models.claims import claimed
+from models.config import PRESETS, Precision, RunConfig, StudyConfig, as_json
 from models.data import prepare
+from models.distributed import from_first, joined_ranks, launched, own_device
 from models.optimization import training_precision
 from models.progress import TrainingProgress
 from models.settings import override
 from models.side_by_side import train_side_by_side
-from models.training import Job, replace_file, train_run
+from models.training import Job, replaced, train_run
 from store.schema import ACTIVATION_SITES
 
 
@@ -41,6 +48,7 @@ def train_study(
     out: Path,
     *,
     run_name: str | None = None,
+    part: tuple[int, int] = (1, 1),
     device: torch.device,
     n_workers: int | None = None,
     keep_weights: bool = False,
@@ -48,60 +56,124 @@ def train_study(
 ) -> Path:
     """Train the runs of a study that are not finished; return the study's folder.
 
+    Runs that another command is training are left to it.
+
+    Parameters
+    ----------
+    run_name : the only run to train.
+    part : (i, n), to train only every n-th run, from the i-th on, counted from 1.
+
     Raises
     ------
     ValueError
-        For a run name the study does not have, too little text, or a folder made by another
-        configuration.
+        For a run name or a part that the study does not have, too little text, or a folder made by
+        another configuration.
     OSError
-        If something cannot be written.
+        If something cannot be written, or if a process that takes part ends.
     """
-    runs = [run for run in study.runs if run_name in (None, run.name)]
-    if not runs:
-        names = ", ".join(run.name for run in study.runs)
-        raise ValueError(f"study {study.name!r} has no run {run_name!r}; its runs: {names}")
+    runs = _chosen(study, run_name, part)
+    if launched() and n_workers not in (None, 1):
+        raise ValueError(f"--jobs {n_workers}: under torchrun, runs are trained one after another")
     if unknown := sorted(set(study.train.activation_sites) - set(ACTIVATION_SITES)):
         raise ValueError(
             f"train.activation_sites {', '.join(unknown)}: known are {', '.join(ACTIVATION_SITES)}"
         )
     folder = out / study.name
-    study = settled(folder, study, device)
     with console.status("preparing the text") as status:
-        prepare(
-            study.data,
-            folder / "data",
-            n_sequences=study.train.n_sequences,
-            progress=status.update,
-        )
-    if not (folder / "study.json").exists():
-        replace_file(folder / "study.json", as_json(study).encode())
+        study = ready(folder, study, device, status.update)
 
-    jobs = [Job(folder, study, run, str(device), keep_weights) for run in runs]
-    for job in jobs:
-        if keep_weights and job.store_path.exists() and not job.weights_path.exists():
-            console.print(
-                f"{job.run.name} was begun without --keep-weights, and keeps weights from here on "
-                f"only; remove {job.store_path} to train it anew",
-                style="yellow",
-            )
-    n_workers = n_workers or default_workers(study, device)
-    n_workers = min(n_workers, sum(not job.finished for job in jobs))
-    with TrainingProgress(console, study.train, n_ctx=study.data.n_ctx, n_runs=len(runs)) as shown:
-        if n_workers > 1:
-            train_side_by_side(jobs, shown, n_workers=n_workers)
-            return folder
+    with (
+        joined_ranks(device),
+        TrainingProgress(console, study.train, n_ctx=study.data.n_ctx, n_runs=len(runs)) as shown,
+    ):
+        study = from_first(study)
+        jobs = [Job(folder, study, run, str(device), keep_weights) for run in runs]
         for job in jobs:
-            shown.start(job.run.name)
-            loss = train_run(job, functools.partial(shown.update, job.run.name))
-            shown.end(job.run.name, loss)
+            if keep_weights and job.store_path.exists() and not job.weights_path.exists():
+                shown.say(
+                    f"{job.run.name} was begun without --keep-weights, and keeps weights from here "
+                    f"on only; remove {job.store_path} to train it anew"
+                )
+        n_workers = n_workers or default_workers(study, device)
+        _train(jobs, shown, min(n_workers, sum(not job.finished for job in jobs)))
     return folder
 
 
+def _chosen(
+    study: StudyConfig, run_name: str | None, part: tuple[int, int]
+) -> tuple[RunConfig, ...]:
+    """The runs that a command is to train."""
+    if run_name is not None:
+        runs = tuple(run for run in study.runs if run.name == run_name)
+        if not runs:
+            names = ", ".join(run.name for run in study.runs)
+            raise ValueError(f"study {study.name!r} has no run {run_name!r}; its runs: {names}")
+        return runs
+    i, n = part
+    if not 1 <= i <= min(n, len(study.runs)):
+        raise ValueError(
+            f"--part {i}/{n} is none of {n} parts of {len(study.runs)} runs; give --part 1/N to "
+            f"N/N, and an N of at most {len(study.runs)}"
+        )
+    return study.runs[i - 1 :: n]
+
+
+def _train(jobs: Sequence[Job], shown: TrainingProgress, n_workers: int) -> None:
+    """Train all runs that no other command does, and look again at what others then left."""
+    taken, n_before = jobs, 0
+    while len(taken) != n_before:
+        waiting, n_before = taken, len(taken)
+        if n_workers > 1:
+            taken = train_side_by_side(waiting, shown, n_workers=min(n_workers, n_before))
+        else:
+            taken = [job for job in waiting if not _trained(job, shown)]
+    for job in taken:
+        shown.say(f"{job.run.name}: another command is training it")
+
+
+def _trained(job: Job, shown: TrainingProgress) -> bool:
+    """Whether a run is trained now, and not by another command."""
+    shown.start(job.run.name)
+    loss = train_run(job, functools.partial(shown.update, job.run.name))
+    if loss is None:
+        shown.leave(job.run.name)
+    else:
+        shown.end(job.run.name, loss)
+    return loss is not None
+
+
 def default_workers(study: StudyConfig, device: torch.device) -> int:
-    """Runs at a time: as many as have a core for each of their threads; one on a GPU."""
-    if device.type != "cpu" or study.train.threads is None:
+    """Runs at a time: as many as have a core for each of their threads; else one."""
+    if launched() or device.type != "cpu" or study.train.threads is None:
         return 1
     return max(1, torch.get_num_threads() // study.train.threads)
+
+
+def ready(
+    folder: Path, study: StudyConfig, device: torch.device, progress: Callable[[str], None]
+) -> StudyConfig:
+    """The study, settled, with its text prepared; by one command at a time, others wait.
+
+    Raises
+    ------
+    ValueError
+        If there is too little text, or the folder was made by another configuration.
+    """
+    n_sequences = study.train.n_sequences
+    if (folder / "study.json").exists() and (folder / "data").exists():
+        study = settled(folder, study, device)
+        prepare(study.data, folder / "data", n_sequences=n_sequences)
+        return study
+    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder / "study.claim", wait=True):
+        for left_behind in folder.glob("data.*.partial"):  # by a command killed right here
+            shutil.rmtree(left_behind)
+        study = settled(folder, study, device)
+        prepare(study.data, folder / "data", n_sequences=n_sequences, progress=progress)
+        if not (folder / "study.json").exists():
+            with replaced(folder / "study.json") as file:
+                file.write(as_json(study).encode())
+    return study
 
 
 def settled(folder: Path, study: StudyConfig, device: torch.device) -> StudyConfig:
@@ -164,6 +236,21 @@ def named_device(name: str) -> torch.device:
     return device
 
 
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form I/N, as in 1/4")
+    return int(match[1]), int(match[2])
+
+
+def _folder(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is a URL, and training writes to a folder; train into one, then copy it there"
+        )
+    return Path(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(
@@ -173,9 +260,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     presets = "; ".join(f"{name}: {(make.__doc__ or '').strip()}" for name, make in PRESETS.items())
     parser.add_argument("study", choices=PRESETS, metavar="STUDY", help=presets)
-    parser.add_argument("--run", metavar="NAME", help="train only this run")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--run", metavar="NAME", help="train only this run")
+    which.add_argument(
+        "--part", type=_part, default=(1, 1), metavar="I/N",
+        help="train only every N-th run, from the I-th on, as in 1/4 to 4/4 on four machines",
+    )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, default=Path("studies"), metavar="DIR",
+        "--out", type=_folder, default=Path("studies"), metavar="DIR",
         help="folder of studies (default: studies)",
     )  # fmt: skip
     parser.add_argument(
@@ -194,13 +286,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
         parser.error(f"--jobs {args.jobs}: give 1 or more")
-    console = Console()
+    console = Console(quiet=launched() and os.environ["RANK"] != "0")
     try:
         folder = train_study(
             override(PRESETS[args.study](), args.settings),
             args.out,
             run_name=args.run,
-            device=named_device(args.device),
+            part=args.part,
+            device=own_device(named_device(args.device)),
             n_workers=args.jobs,
             keep_weights=args.keep_weights,
             console=console,

@@ -2,27 +2,34 @@
 
 At each observation, in this order: the data, the resume state, the commit mark. A reader counts
 only committed steps, and a killed run goes on from a state at or after the last of them, so that
-whatever is written twice is written the same.
+whatever is written twice is written the same. Each is on the disk before the next is begun, so a
+power cut is a kill like any other.
+
+Of several ranks each observes its sequences of the probe set, and rank 0 alone reads and writes the
+run: it needs no lock, and the others no common folder.
 """
 
 import dataclasses
-import io
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors.torch
 import torch
 import xarray as xr
+from jaxtyping import Int
 from torch import Tensor
 
+from models.claims import claimed
 from models.config import RunConfig, StudyConfig, as_json
 from models.data import PreparedData, TokenStream, prepare
+from models.distributed import from_first, gathered, n_ranks, own_rows, rank
 from models.optimization import Trainer
 from models.probe_set import ProbeSet
 from models.transformer import n_active_parameters, n_parameters
@@ -31,6 +38,7 @@ from probes.base import Probe, observe, spread_positions
 from probes.losses import LossProbe
 from probes.predictions import PredictionProbe
 from probes.routing import RoutingProbe
+from store.durable import make_durable
 from store.provenance import hash_dataset, provenance
 from store.run import Run
 from store.schema import variables_of
@@ -64,6 +72,10 @@ class Job:
         return self.folder / f"{self.run.name}.resume.pt"
 
     @property
+    def claim_path(self) -> Path:
+        return self.folder / f"{self.run.name}.claim"
+
+    @property
     def weights_path(self) -> Path:
         return self.folder / f"{self.run.name}.weights"
 
@@ -73,26 +85,42 @@ class Job:
         return self.store_path.exists() and Run.open(self.store_path).finished
 
 
-def train_run(job: Job, progress: Callable[[int, float], None]) -> float:
-    """Train one run from wherever it stands to its end; return its last mean loss, in nats.
+def train_run(job: Job, progress: Callable[[int, float], None]) -> float | None:
+    """Train one run from wherever it stands to its end.
 
     Parameters
     ----------
     progress : hears the step and the batch's loss now and then.
 
+    Returns
+    -------
+    float | None
+        Its last mean loss, in nats; None if another command is training it.
+
     Raises
     ------
     ValueError
-        If the loss stops being a number, or the folder is not the job's.
+        If the loss stops being a number, the folder is not the job's, or there are more ranks than
+        can share a batch.
     OSError
         If something cannot be written; what is committed stays readable.
     """
     cfg = job.study.train
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    data = prepare(job.study.data, job.folder / "data", n_sequences=cfg.n_sequences)
-    store = Training(job, data).finish(progress)
-    return float(store.dataset("losses")["loss"].isel(step=-1).mean())
+    to_claim = rank() == 0 and not job.finished
+    with claimed(job.claim_path) if to_claim else nullcontext(True) as held:
+        if not from_first(held):
+            return None
+        data = prepare(job.study.data, job.folder / "data", n_sequences=cfg.n_sequences)
+        if from_first(data.attrs) != data.attrs:
+            raise ValueError(f"rank {rank()} has another text than rank 0; give all the same")
+        Training(job, data).finish(progress)
+        return from_first(_last_loss(job) if rank() == 0 else 0.0)
+
+
+def _last_loss(job: Job) -> float:
+    return float(Run.open(job.store_path).dataset("losses")["loss"].isel(step=-1).mean())
 
 
 class Training:
@@ -107,11 +135,14 @@ class Training:
             order_seed=job.study.data.order_seed,
             max_epochs=job.study.data.max_epochs,
         )
+        _require_shares(job.study.train.batch_size, len(data.probe_set.token))
         self.trainer = Trainer(job.run, job.study.train, stream, device=torch.device(job.device))
-        self.probes = _probes(job.study, job.run, data.probe_set)
+        self._own = own_rows(len(data.probe_set.token))
+        target = torch.from_numpy(data.probe_set.target[self._own]).long()
+        self.probes = _probes(job.study, job.run, target)
         self._recorded: list[dict[str, Tensor | float | int]] = []
 
-    def finish(self, progress: Callable[[int, float], None]) -> Run:
+    def finish(self, progress: Callable[[int, float], None]) -> None:
         """Train to the last step, if it is not there; `progress(step, loss)` hears of it.
 
         Raises
@@ -122,16 +153,19 @@ class Training:
             If something cannot be written; what is committed stays readable.
         """
         store = self._open()
-        if not store.finished:
-            self._train(store, progress)
-        self.job.resume_path.unlink(missing_ok=True)
-        return store
+        if to_observe := from_first(_uncommitted(store)):
+            self._resume()
+            self._train(store, to_observe, progress)
+        if rank() == 0:
+            self.job.resume_path.unlink(missing_ok=True)
 
-    def _train(self, store: Run, progress: Callable[[int, float], None]) -> None:
+    def _train(
+        self, store: Run | None, to_observe: set[int], progress: Callable[[int, float], None]
+    ) -> None:
         scheduled = set(self.study.train.observation_steps)
         while True:
             step = self.trainer.step
-            if step in scheduled and step not in store.committed:
+            if step in to_observe:
                 self._observe(store)
             if step == self.study.train.n_steps:
                 return
@@ -139,29 +173,32 @@ class Training:
             if self.trainer.step % 10 == 0 or self.trainer.step in scheduled:
                 progress(self.trainer.step, float(self._recorded[-1]["train_loss"]))
 
-    def _open(self) -> Run:
-        """The run's store, and the trainer where it left off."""
-        if not self.job.store_path.exists():
-            self.job.resume_path.unlink(missing_ok=True)  # of a store that was removed
-            return Run.create(
-                self.job.store_path,
-                _probe_set_dataset(self.data.probe_set),
-                self._seen(),
-                steps=self.study.train.observation_steps,
-                training_steps=self.study.train.n_steps,
-                attrs={
-                    "study": self.study.name,
-                    "device": self.job.device,
-                    **self._made_from(),
-                    **provenance(),
-                },
-                coordinates=_coordinates(self.study, self.run),
-            )
-        store = Run.open(self.job.store_path)
-        self._require_same(store)
-        if self.job.resume_path.exists() and not store.finished:
-            self.trainer.restore(self._resume_state())
-        return store
+    def _open(self) -> Run | None:
+        """The run's store, laid out if there is none; None on all ranks but the first."""
+        if from_first(self.job.store_path.exists()):
+            if rank() > 0:
+                return None
+            store = Run.open(self.job.store_path)
+            self._require_same(store)
+            return store
+        seen = self._seen()
+        if rank() > 0:
+            return None
+        self.job.resume_path.unlink(missing_ok=True)  # of a store that was removed
+        return Run.create(
+            self.job.store_path,
+            _probe_set_dataset(self.data.probe_set),
+            seen,
+            steps=self.study.train.observation_steps,
+            training_steps=self.study.train.n_steps,
+            attrs={
+                "study": self.study.name,
+                "device": self.job.device,
+                **self._made_from(),
+                **provenance(),
+            },
+            coordinates=_coordinates(self.study, self.run),
+        )
 
     def _require_same(self, store: Run) -> None:
         """Refuse to go on with a store that was begun on another text or configuration."""
@@ -175,33 +212,48 @@ class Training:
                     "another name (--set name=...)"
                 )
 
+    def _resume(self) -> None:
+        """Put the trainer of every rank where the run was left."""
+        if from_first(self.job.resume_path.exists()):
+            self.trainer.restore(from_first(self._resume_state() if rank() == 0 else {}))
+
     def _resume_state(self) -> dict[str, Any]:
         path = self.job.resume_path
         try:
-            return torch.load(path, map_location=self.job.device, weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(
                 f"{path} is damaged ({str(error).splitlines()[0]}); remove it, and the run starts "
                 "again from step 0 and fills the same store"
             ) from error
 
-    def _observe(self, store: Run) -> None:
-        step = self.trainer.step
-        store.write(step, self._seen())
-        if self._recorded:
-            store.write_training(self._training_rows())
-        if self.job.keep_weights:
-            self._save_weights(step)
-        if step < self.study.train.n_steps:
-            state = io.BytesIO()  # torch's own writer does not say that a disk is full
-            torch.save(self.trainer.state(), state)
-            replace_file(self.job.resume_path, state.getbuffer())
-        store.commit(step)
+    def _observe(self, store: Run | None) -> None:
+        step, seen = self.trainer.step, self._seen()
+        if store is not None:
+            store.write(step, seen)
+            if self._recorded:
+                store.write_training(self._training_rows())
+            if self.job.keep_weights:
+                self._save_weights(step)
+            if step < self.study.train.n_steps:
+                with replaced(self.job.resume_path) as file:
+                    torch.save(self.trainer.state(), file)
+            store.commit(step)
         self._recorded.clear()
 
     def _seen(self) -> dict[str, xr.Dataset]:
-        token = torch.from_numpy(self.data.probe_set.token).long()
-        return observe(self.trainer.model, token, self.probes)
+        """What the probes see in the whole probe set, on rank 0; nothing on the others."""
+        token = torch.from_numpy(self.data.probe_set.token[self._own]).long()
+        parts = gathered(observe(self.trainer.model, token, self.probes))
+        if len(parts) < 2:
+            return parts[0] if parts else {}
+        return {
+            group: xr.concat(
+                [part[group] for part in parts], "sequence",
+                data_vars="minimal", coords="minimal", compat="override", join="override",
+            )
+            for group in parts[0]
+        }  # fmt: skip
 
     def _training_rows(self) -> xr.Dataset:
         """The optimizer steps since the last observation, as the `training` group has them."""
@@ -222,7 +274,8 @@ class Training:
         self.job.weights_path.mkdir(exist_ok=True)
         weights = {k: v.contiguous() for k, v in self.trainer.model.state_dict().items()}
         content = safetensors.torch.save(weights, metadata={"step": str(step)})
-        replace_file(self.job.weights_path / f"step_{step:08d}.safetensors", content)
+        with replaced(self.job.weights_path / f"step_{step:08d}.safetensors") as file:
+            file.write(content)
 
     def _made_from(self) -> dict[str, Any]:
         """Configuration and text: what must be the same whenever the run goes on."""
@@ -230,9 +283,26 @@ class Training:
         return {"config": json.loads(as_json(config)), **self.data.attrs}
 
 
-def _probes(study: StudyConfig, run: RunConfig, probe_set: ProbeSet) -> list[Probe]:
+def _uncommitted(store: Run | None) -> set[int]:
+    return set() if store is None else {*store.steps.tolist()} - {*store.committed.tolist()}
+
+
+def _require_shares(batch_size: int, n_probe_sequences: int) -> None:
+    """Check that every rank has as many rows of a batch, and some of the probe set."""
+    if batch_size % n_ranks():
+        raise ValueError(
+            f"train.batch_size {batch_size} cannot be divided evenly among {n_ranks()} ranks; "
+            "start a number of ranks that divides it"
+        )
+    if n_probe_sequences < n_ranks():
+        raise ValueError(
+            f"the probe set has {n_probe_sequences} sequences for {n_ranks()} ranks; start fewer"
+        )
+
+
+def _probes(study: StudyConfig, run: RunConfig, target: Int[Tensor, "sequence pos"]) -> list[Probe]:
     """The instruments for a run: losses, what the study asks for, and routing if it has experts."""
-    probes: list[Probe] = [LossProbe(torch.from_numpy(probe_set.target).long())]
+    probes: list[Probe] = [LossProbe(target)]
     cfg = study.train
     if cfg.activation_sites and cfg.activation_positions:
         positions = spread_positions(study.data.n_ctx, cfg.activation_positions)
@@ -277,11 +347,24 @@ def _number(value: Tensor | float | int) -> float | int:
     return float(value) if isinstance(value, Tensor) else value
 
 
-def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all."""
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in the block, which then takes its place whole, or not at all.
+
+    When the block has ended, it is on the disk under its name.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_bytes(content)
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
+        make_durable([path], within=path.parent)
+    except RuntimeError as error:
+        # torch's writer says that it failed, and only in the context why: that the disk is full
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
     finally:
         partial.unlink(missing_ok=True)

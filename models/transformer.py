@@ -26,6 +26,7 @@ from transformer_lens.hook_points import HookPoint
 
 from models.attention import Attention
 from models.config import ModelConfig
+from models.cross_entropy import linear_cross_entropy
 from models.moe import MoE
 
 
@@ -129,12 +130,20 @@ class Transformer(HookedRootModule):
         self.hook_embed = HookPoint()  # [batch, pos, d_model]
         self.setup()
 
-    def forward(self, token: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits of the next token at every position."""
+    def forward(
+        self, token: Int[Tensor, "batch pos"], target: Int[Tensor, "batch pos"] | None = None
+    ) -> Float[Tensor, "batch pos d_vocab"] | Float[Tensor, ""]:
+        """Logits of the next token at every position; with `target` their mean loss, in nats."""
         x = self.hook_embed(self.embed(token))
         for block in self.blocks:
             x = block(x, token)
-        return self.unembed(self.ln_final(x))
+        x = self.ln_final(x)
+        if target is None:
+            return self.unembed(x)
+        if self.unembed.hook_in.has_hooks() or self.unembed.hook_out.has_hooks():
+            return F.cross_entropy(self.unembed(x).float().flatten(0, 1), target.flatten())
+        linear = self.unembed.linear
+        return linear_cross_entropy(x.flatten(0, 1), linear.weight, linear.bias, target.flatten())
 
     def run_with_cache(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ActivationCache]:
         """Logits, and every hooked activation; arguments as in TransformerLens."""

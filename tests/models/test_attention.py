@@ -1,9 +1,11 @@
+import dataclasses
 import math
 
 import pytest
 import torch
+from torch import nn
 
-from models.attention import Attention, head_windows, visible_keys
+from models.attention import Attention, WindowedHeads, head_windows, visible_keys
 from models.config import ModelConfig
 
 CFG = ModelConfig(d_model=16, n_layers=1, n_heads=4, n_ctx=12, d_vocab=300)
@@ -52,14 +54,40 @@ def test_watching_the_pattern_does_not_change_the_output():
     attention.hook_pattern.add_hook(lambda pattern, hook: seen.update(pattern=pattern))
     torch.testing.assert_close(attention(x), unwatched)
     torch.testing.assert_close(seen["pattern"].sum(-1), torch.ones(2, 4, 12))
-    assert torch.equal(seen["pattern"][0] > 0, attention.visible)
+    assert torch.equal(seen["pattern"][0] > 0, visible_keys(attention.windows, 12))
+
+
+@pytest.mark.parametrize("windows", ["powers", "half"])
+@pytest.mark.parametrize("n_pos", [1, 8, 33, 72])
+def test_heads_in_blocks_equal_the_whole_pattern_in_value_and_gradient(windows, n_pos):
+    torch.manual_seed(0)
+    attention = Attention(
+        ModelConfig(d_model=32, n_layers=1, n_heads=8, n_ctx=72, d_vocab=300, windows=windows)
+    )
+    assert {group.block for group in attention.groups} == {
+        "powers": {1, 8, 32, 72},
+        "half": {1, 8, 72},
+    }[windows]
+    x = torch.randn(2, n_pos, 32)
+
+    def value_and_gradients():
+        attention.zero_grad()
+        out = attention(x)
+        out.square().sum().backward()
+        return out, [p.grad for p in attention.parameters()]
+
+    in_blocks = value_and_gradients()
+    attention.hook_pattern.add_hook(lambda pattern, hook: None)
+    torch.testing.assert_close(value_and_gradients(), in_blocks, rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_but_windows_tells_position():
     """With unrestricted heads alone, earlier tokens may be permuted."""
     torch.manual_seed(0)
-    attention = Attention(CFG)
-    attention.visible.copy_(visible_keys((12,) * 4, 12))
+    attention = Attention(dataclasses.replace(CFG, windows="half"))
+    attention.windows = (12,) * 4
+    attention.groups = nn.ModuleList([WindowedHeads((12,) * 4, block=12, n_ctx=12)])
+    attention.heads_per_group = [4]
     x = torch.randn(1, 12, 16)
     permuted = torch.cat([x[:, torch.randperm(11)], x[:, 11:]], dim=1)
     torch.testing.assert_close(attention(permuted)[:, -1], attention(x)[:, -1])

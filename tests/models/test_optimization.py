@@ -56,7 +56,9 @@ def test_one_step_is_adamw_on_cross_entropy_and_balancing_loss():
     assert float(row["train_loss"]) == pytest.approx(loss.item(), rel=1e-5)
     assert float(row["gradient_norm"]) == pytest.approx(norm, rel=1e-4)
     assert row["tokens_seen"] == 32
-    for p, q in zip(ours.model.parameters(), expected.parameters(), strict=True):
+    for (name, p), q in zip(ours.model.named_parameters(), expected.parameters(), strict=True):
+        if name.endswith("attn.k.bias"):
+            continue  # shifts all scores of a query: its gradient is rounding, which Adam scales up
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 

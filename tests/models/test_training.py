@@ -1,5 +1,6 @@
 """A run killed at any moment comes out the same; bad input and a full disk lose nothing."""
 
+import os
 import resource
 import shutil
 import signal
@@ -250,6 +251,21 @@ def test_a_damaged_resume_state_is_named_with_its_remedy(text, trained, tmp_path
     state.unlink()
     assert main(arguments) == 0
     assert_same_arrays(trained[0] / "switch-seed0.zarr", tmp_path / "quick/switch-seed0.zarr")
+
+
+def test_a_step_is_marked_once_what_it_resumes_from_is_on_the_disk(text, tmp_path, monkeypatch):
+    state = "dense-seed0.resume.pt.partial"
+    kept, fsync = [], os.fsync
+
+    def watched(opened: int) -> None:
+        fsync(opened)
+        file = Path(os.readlink(f"/proc/self/fd/{opened}"))
+        if file.name == state or file.parent.parent.name == "committed":
+            kept.append(file.name)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    assert main(command(text, tmp_path, "--run", "dense-seed0")) == 0
+    assert kept == [name for step in range(6) for name in (state, str(step))] + ["6"]
 
 
 def test_finished_runs_are_skipped(text, finished, capsys):

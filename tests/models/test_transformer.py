@@ -69,6 +69,19 @@ def test_no_token_sees_a_later_one(cfg):
     assert not torch.allclose(model(changed)[:, 5:], model(TOKEN)[:, 5:])
 
 
+@pytest.mark.parametrize("cfg", [DENSE, SWITCH])
+def test_with_a_target_the_mean_loss_is_the_same_watched_or_not(cfg):
+    model = Transformer(cfg).eval()
+    target = (TOKEN + 1) % 300
+    expected = -model(TOKEN).log_softmax(-1).gather(-1, target[..., None]).mean()
+    torch.testing.assert_close(model(TOKEN, target), expected)
+    seen = []
+    watch = ("unembed.hook_out", lambda logits, hook: seen.append(logits.shape))
+    with model.hooks(fwd_hooks=[watch]):
+        torch.testing.assert_close(model(TOKEN, target), expected)
+    assert seen == [(3, 8, 300)]
+
+
 def test_the_seed_fixes_initialization_and_leaves_the_callers_random_state():
     torch.manual_seed(7)
     expected = torch.rand(3)
