@@ -27,8 +27,10 @@ compared with that within them,
 which is 1 if arms differ in nothing but what single runs differ in. It is called rho2 as for losses
 (`r2_over_time`) because CKA is on the scale of r²: of a single feature each, it is r².
 
-Beside them stand CKA of a run with its own last step, and 1 - CKA of each depth with the one
-before, which tells how much an attention, an MLP, or the experts change.
+Beside them stand CKA of a run with its own last step, and of every two of its steps; 1 - CKA of
+each depth with the one before, which tells how much an attention, an MLP, or the experts change;
+and, at the last step, what other measures say of all pairs: CKA over all tokens, Procrustes, and
+mutual nearest neighbours [6]_.
 
 Baselines: step 0, where models share the tokens and nothing learned; units of text exchanged
 between the two runs; and, as a ceiling of dense-MoE, the geometric mean of dense-dense and MoE-MoE.
@@ -65,16 +67,20 @@ from analyses.reporting.cka_figures import (
     plot_pairs,
     plot_preparations,
     plot_ratios,
+    plot_steps,
     plot_with_last,
 )
 from analyses.reporting.cka_tables import caveats, finding, tables
 from analyses.reporting.report import Drawing, Report, definition_of
 from analyses.reporting.text import labels, listed
 from analyses.representation.cka import HEADLINE, Activations, cohort, grams_at
-from analyses.representation.cka_details import depth_by_depth, robustness, typical_pairs
+from analyses.representation.cka_details import depth_by_depth, step_by_step, typical_pairs
+from analyses.representation.cka_measures import measures
 from analyses.representation.cka_summary import joined, step_summary
 from analyses.representation.recorded import recorded_activations
 from store.study import Study
+
+_SETTLED = 0.9
 
 
 def cka_over_time(
@@ -117,9 +123,9 @@ def cka_over_time(
         depth)` and `rho2_mean (contrast, step)`; for x `with_last` and `change`, `run_x` and
         `arm_x` (`comparison.arm_means`); `shuffled (kind, step, depth)` and `largest_shuffled
         (step)`; `unusable (run, step, depth)`, representations that are not finite or the same for
-        all tokens, which are NaN in all of these; and those of `depth_by_depth` and `robustness`
-        for a typical pair of each kind at the last step. Attributes `level`, `n_tokens_used`,
-        `n_batches` and `largest_batch`.
+        all tokens, which are NaN in all of these; and those of `depth_by_depth` for a typical pair
+        of each kind at the last step, of `step_by_step` and of `measures`. Attributes `level`,
+        `n_tokens_used`, `n_batches` and `largest_batch`.
 
     Raises
     ------
@@ -128,22 +134,27 @@ def cka_over_time(
     ValueError
         With fewer than four units of text, or if runs were observed at different places.
     """
+    from threadpoolctl import threadpool_limits
+
     rng = rng or np.random.default_rng(0)
     runs = run_coordinates(sorted_by_arm(_labelled(activations)))
     ordered = {str(run): activations[str(run)] for run in runs["run"].values}
     shared = cohort(ordered, unit, most_bytes=most_bytes, rng=rng)
-    (last,) = grams_at(shared, -1, [HEADLINE])
     permutations = np.stack([rng.permutation(len(shared.units)) for _ in range(n_shuffles)])
     step = next(iter(ordered.values()))["step"]
-    of_step = partial(step_summary, shared, runs, last, permutations, level=level)
-    found = list(mapped(of_step, range(step.size), progress, dask))
-    result = joined(found, step, shared.depths)
-    typical = typical_pairs(result.isel(step=-1), runs)
-    for details in (
-        depth_by_depth(shared, last, typical, level=level),
-        robustness(shared, typical, permutations[0]),
-    ):
-        result = result.merge(details, compat="override")
+    # threads gain nothing on matrices of a batch, and wait for each other on a busy machine
+    with threadpool_limits(1):
+        (last,) = grams_at(shared, -1, [HEADLINE])
+        of_step = partial(step_summary, shared, runs, last, permutations, level=level)
+        found = list(mapped(of_step, range(step.size), progress, dask))
+        result = joined(found, step, shared.depths)
+        typical = typical_pairs(result.isel(step=-1), runs)
+        for details in (
+            depth_by_depth(shared, last, typical, level=level),
+            step_by_step(shared, runs, step, most_bytes=most_bytes, level=level, dask=dask),
+            measures(shared, runs, permutations[0], level=level, dask=dask),
+        ):
+            result = result.merge(details, compat="override")
     n_tokens = np.bincount(shared.unit, minlength=len(shared.units))
     return result.assign_coords(runs.coords).assign_coords(
         unit=("unit", shared.units, {"long_name": str(unit.attrs.get("unit", "unit"))}),
@@ -252,6 +263,17 @@ def _drawings(result: xr.Dataset) -> Iterator[Drawing]:
         data={"cka_depths": result[["heat", "heat_ci"]]},
     )
     yield Drawing(
+        name="cka_steps",
+        title="CKA of every two steps of one run",
+        caption="Row-normalised; the first run of each arm, at the first, a middle and the last "
+        "depth. The diagonal is a step with itself. Orange squares with violet beside them: the "
+        "representation left what it was and became another. The square that ends in the lower "
+        "right corner holds the steps since which it has stayed what it became. "
+        f"{_settled(result)}",
+        figure=plot_steps(result),
+        data={"cka_steps": result[["within", "within_ci"]]},
+    )
+    yield Drawing(
         name="cka_with_last",
         title="CKA of each run with its own last step",
         caption=f"Row-normalised. Means over the runs of an arm; 1 at the last step. {both}",
@@ -273,7 +295,11 @@ def _drawings(result: xr.Dataset) -> Iterator[Drawing]:
         caption="Row-normalised, raw, and with each feature scaled to unit variance. Means over "
         f"the pairs of a kind; bands are intervals over {unit}s, bars those over runs.",
         figure=plot_preparations(result),
-        data={"cka_preparations": result[_intervals("kind_cka")].isel(step=-1)},
+        data={
+            "cka_preparations": result[_intervals("kind_cka")].isel(step=-1),
+            "cka_measures": result[[*_intervals("kind_measured"), "measured_exchanged"]],
+            "cka_measures_by_arms": result[_intervals("arms_measured")],
+        },
     )
 
 
@@ -296,6 +322,20 @@ def _matched(result: xr.Dataset) -> str:
     kinds = known["heat_kind"].values
     parts = listed(f"{count} ({kind})" for count, kind in zip(same, kinds, strict=True))
     return f"Of {n} depths of one run, the most similar one of the other is the same for {parts}."
+
+
+def _settled(result: xr.Dataset) -> str:
+    """From which step on each run stays near its last step, at the last depth."""
+    last = result["within"].isel(depth=-1, other_step=-1).dropna("within_run")
+    near = (last >= _SETTLED).transpose("within_run", "at_step").values
+    stays = np.logical_and.accumulate(near[:, ::-1], axis=1)[:, ::-1]
+    first = last["at_step"].values[stays.argmax(axis=1)]
+    if not len(first):
+        return ""
+    parts = listed(
+        f"{at:,} ({run})" for at, run in zip(first, last["within_run"].values, strict=True)
+    )
+    return f"At the last depth, CKA with the last step is {_SETTLED} or more from step {parts} on."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

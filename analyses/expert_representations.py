@@ -24,11 +24,13 @@ over tokens: at its own tokens over all others; and the same after dividing by t
 experts at the same token, so that tokens at which every expert gives much do not count.
 
 Baselines: step 0, units of text exchanged between two experts, and the MLPs of dense runs at the
-same depth, if these recorded `mlp_out`, or the residual stream on both sides of it.
+same depth, if these recorded `mlp_out`, or the residual stream on both sides of it. CKA of an
+expert with such an MLP stands beside that of the MLPs of two dense seeds. Dense runs need nothing
+but what training records.
 
 Two intervals, never pooled. Over units of text (works, or documents): one is deleted at a time
 [5]_; CKA and cosine on Fisher's z, ranks and norms on the logarithm. Over runs: one run of an arm
-is deleted at a time. Layers are averaged last.
+is deleted at a time, and of CKA with dense MLPs also one dense run. Layers are averaged last.
 
     python -m models.expert_outputs studies/quick/switch-seed0.zarr --steps all
     python -m analyses.expert_representations studies/quick
@@ -97,9 +99,11 @@ def expert_representations(
         For each measure x of `representation.expert_outputs.MEASURES`: `run_x (step, layer, run)`
         with `_ci` over units; the mean over the runs of an arm, `arm_x (each_arm, step, layer)`,
         with `_ci` and `_run_ci` over runs; averaged over layers, `run_x_mean` and `arm_x_mean`.
-        Dense runs have ranks and norms alone. `cka_chance` and `cosine_chance (run, step, layer)`,
-        with units exchanged; `cka_of_experts (run, step, layer, expert, other_expert)`. What was
-        not measured is NaN. Attributes `level`, `n_tokens`, `n_batches`, `largest_batch`.
+        Dense runs have ranks, norms and `cka_dense` alone: CKA with the MLPs of (other) dense runs,
+        by run and arm as the others are. `cka_chance`, `cosine_chance` and `cka_dense_chance (run,
+        step, layer)`, with units exchanged; `cka_of_experts (run, step, layer, expert,
+        other_expert)`. What was not measured is NaN. Attributes `level`, `n_tokens`, `n_batches`,
+        `largest_batch`.
 
     Raises
     ------
@@ -159,7 +163,9 @@ def report(study: Study, options: cli.Options) -> Report:
         "alike, since they read the same tokens. Compare the cosine with 0. CKA that stays high "
         "while the cosine is near 0 means that experts tell tokens apart in the same way and write "
         "it in different directions. Where both rise, experts do more and more the same; where "
-        "CKA falls below step 0, they came to attend to different things.",
+        "CKA falls below step 0, they came to attend to different things. Compare CKA with a dense "
+        "MLP with that of two dense seeds: an expert that does what a dense MLP does comes as near "
+        "as another seed does.",
         caveats=(*caveats(result, found), *filter(None, [works_sentence(probe_set)])),
         result=result,
         command=options.command,
@@ -179,12 +185,13 @@ def _drawings(result: xr.Dataset) -> Iterator[Drawing]:
         name="experts_in_common",
         title="What two experts of a layer have in common",
         caption="Means over pairs of experts and the runs of an arm. Top: CKA over all tokens, "
-        "dashed over the tokens that chose either expert, dotted with the MLP of a dense run. "
+        "dashed over the tokens that chose either expert, dash-dotted with the MLP of a dense run, "
+        "of dense runs with that of another seed. "
         f"Below: cosine at the same token. Grey: units of text exchanged. {bands} Layers {layers}.",
         figure=plot_common(result),
         data={
             "experts_in_common": result[_intervals(*common)],
-            "experts_in_common_chance": result[["cka_chance", "cosine_chance"]],
+            "experts_in_common_chance": result[["cka_chance", "cosine_chance", "cka_dense_chance"]],
         },
     )
     yield Drawing(

@@ -91,7 +91,7 @@ def linear_probe(
 ) -> xr.Dataset:
     """Accuracy and selectivity of probes of every target, by run, step, layer and site.
 
-    The representations of one run, step, layer and site are held at a time.
+    The representations of one run, step and site are held at a time.
 
     Parameters
     ----------

@@ -118,6 +118,36 @@ def plot_depths(result: xr.Dataset) -> "Figure":
     return figure
 
 
+def plot_steps(result: xr.Dataset) -> "Figure":
+    """CKA of every two steps of a run: a column for each run, a row for three of the depths."""
+    runs, n = result["within_run"].values.astype(str), result.sizes["depth"]
+    depths, steps = np.unique([0, n // 2, n - 1]), [f"{at:,}" for at in result["at_step"].values]
+    norm = heatmap.diverging_norm(np.ones(1), centre=0.5)
+    side = max(1.9, 0.2 * len(steps))
+    with figures.style():
+        figure = figures.new_figure(
+            width=1.6 + side * len(runs), height=0.6 + (0.25 + side) * len(depths)
+        )
+        axes = figure.subplots(len(depths), len(runs), squeeze=False, sharex=True, sharey=True)
+        for depth, of_row in zip(depths, axes, strict=True):
+            for run, ax in zip(runs, of_row, strict=True):
+                at = result["within"].sel(within_run=run).isel(depth=depth)
+                heatmap.draw_percent(
+                    ax, [np.maximum(at.transpose("at_step", "other_step").values, 0)], norm,
+                    rows=steps, columns=steps, numbered=len(steps) <= 6,
+                )  # fmt: skip
+                ax.set_aspect("equal")
+                ax.tick_params(labelsize=6)
+                figures.panel_title(ax, figures.label(run), f"depth {at['depth'].item()}")
+                ax.label_outer()
+        for ax in axes[-1]:
+            ax.set_xlabel("step")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("step")
+        heatmap.colorbar(figure, norm, centre="0.5", title="CKA")
+    return figure
+
+
 def plot_with_last(result: xr.Dataset) -> "Figure":
     """CKA of each arm's runs with their own last step, at each depth."""
     return _arm_grid(result, "with_last", "CKA with the last step")

@@ -11,6 +11,7 @@ from analyses.reporting.cohort import runs_sentence, works_sentence
 from analyses.reporting.report import Table
 from analyses.reporting.text import interval, listed, number
 from analyses.representation.cka import HEADLINE, PREPARATIONS, Activations
+from analyses.representation.cka_measures import MOST_TOKENS, NEIGHBOURS
 from store.study import Study
 
 _MOST_NAMED = 6
@@ -68,6 +69,8 @@ def tables(result: xr.Dataset) -> Iterator[Table]:
     if result.sizes.get("contrast", 0):
         yield _ratios(last)
     yield _measures(last)
+    if (last["pair_kind"] == "dense-MoE").any():
+        yield _measures_by_arms(last)
 
 
 def _by_depth(last: xr.Dataset) -> Table:
@@ -108,18 +111,52 @@ def _ratios(last: xr.Dataset) -> Table:
 
 
 def _measures(last: xr.Dataset) -> Table:
-    kinds = last["heat_kind"].values.tolist()
+    """Of each kind of pair, with both intervals."""
     rows = [
         (
             str(measure),
-            *(number(at["robust"].sel(heat_kind=kind)) for kind in kinds),
-            number(at["robust_shuffled"]),
+            str(kind),
+            str(int(at["kind_n_pairs"])),
+            number(at["kind_measured"]),
+            interval(*at["kind_measured_ci"].values),
+            interval(*at["kind_measured_run_ci"].values),
+            number(at["measured_exchanged"]),
         )
         for measure in last["measure"].values
-        for at in [last.sel(measure=measure)]
+        for kind in last["kind"].values
+        for at in [last.sel(measure=measure, kind=kind)]
     ]
-    title = f"One typical pair of each kind by other measures, {pairs.place_text(last)}, averaged "
-    return Table(f"{title}over depths", ("measure", *kinds, "units exchanged"), tuple(rows))
+    unit = last["unit"].attrs["long_name"]
+    head = ("measure", "kind", "pairs", "similarity", f"95% over {unit}s", "95% over runs",
+            "units exchanged")  # fmt: skip
+    title = f"All pairs by other measures, {pairs.place_text(last)}, averaged over depths"
+    return Table(title, head, tuple(rows))
+
+
+def _measures_by_arms(last: xr.Dataset) -> Table:
+    """Of each dense arm with each MoE arm, with the interval over text, or else that over runs."""
+    mixed = last["pair_arms"].values[last["pair_kind"].values == "dense-MoE"].astype(str)
+    shown = list(dict.fromkeys(mixed))
+    by_arms = last.sel(arms=shown)
+    over_text = by_arms["arms_measured_ci"]
+    ends = over_text.where(over_text.notnull(), by_arms["arms_measured_run_ci"])
+    rows = [
+        (
+            str(measure),
+            *(
+                f"{number(by_arms['arms_measured'].sel(at))} ({interval(*ends.sel(at).values)})"
+                for arms in shown
+                for at in [{"measure": measure, "arms": arms}]
+            ),
+        )
+        for measure in last["measure"].values
+    ]
+    unit, where = last["unit"].attrs["long_name"], pairs.place_text(last)
+    return Table(
+        f"Dense-MoE pairs by other measures and arms, {where}, averaged over depths, with 95% "
+        f"intervals over {unit}s; of {NEIGHBOURS} over runs",
+        ("measure", *shown), tuple(rows),
+    )  # fmt: skip
 
 
 def caveats(result: xr.Dataset, study: Study, activations: Activations) -> Iterator[str]:
@@ -147,10 +184,11 @@ def caveats(result: xr.Dataset, study: Study, activations: Activations) -> Itera
         "narrower says how sure the value is, not how large chance can be."
     )
     yield (
-        "The table of other measures is of one pair of runs of each kind and has no intervals. CKA "
-        "over all tokens compares tokens of one text with each other; what it keeps when units are "
-        "exchanged is what that adds. Procrustes and biased CKA are above 0 for any two "
-        "representations, and the more so the fewer the tokens."
+        f"The tables of other measures have no interval over {unit}s for {NEIGHBOURS}, which would "
+        "have to be found again without each, and none over runs where an arm has too few. "
+        f"{_sampled(result)}CKA over all tokens compares tokens of one text with each other; what "
+        "it keeps when units are exchanged is what that adds. Procrustes and biased CKA are above "
+        "0 for any two representations, and the more so the fewer the tokens."
     )
     if "seed" in result.coords and (shared := _shared_seeds(result)):
         yield shared
@@ -164,6 +202,13 @@ def caveats(result: xr.Dataset, study: Study, activations: Activations) -> Itera
     yield from _left_out(result, study, activations)
     if unit == "document" and (works := works_sentence(study.probe_set)) is not None:
         yield f"{works} Use --unit work."
+
+
+def _sampled(result: xr.Dataset) -> str:
+    """How many tokens the measures over all tokens take, if not all."""
+    n = result.attrs["n_tokens_used"]
+    every = -(-n // MOST_TOKENS)
+    return f"What is over all tokens is over every {every}th of {n:,}. " if every > 1 else ""
 
 
 def _shared_seeds(result: xr.Dataset) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DASHED: dict[str, Any] = {"ls": "--", "lw": 1, "marker": None}
-_DOTTED: dict[str, Any] = {"ls": (0, (1, 1)), "lw": 1.4, "marker": None}
+_WITH_DENSE: dict[str, Any] = {"ls": "-.", "lw": 1.2, "marker": None}
 _NUMBERED = 10
 
 
@@ -22,27 +22,32 @@ def plot_common(result: xr.Dataset) -> "Figure":
     from matplotlib.lines import Line2D
 
     drawn = {
-        "cka": (("cka", {}), ("cka_either", _DASHED), ("cka_dense", _DOTTED)),
+        "cka": (("cka", {}), ("cka_either", _DASHED), ("cka_dense", _WITH_DENSE)),
         "cosine": (("cosine", {}),),
     }
 
+    arms = known_arms(result, "cosine")
+    dense = [arm for arm in known_arms(result, "cka_dense") if arm not in arms]
+
     def draw(ax: "Axes", of_layer: xr.Dataset, name: str) -> None:
-        for arm in known_arms(result, "cosine"):
+        for arm in arms:
             of_arm = of_layer.sel(each_arm=arm)
             runs = of_layer["arm"].values.astype(str) == arm
             chance = of_layer[f"{name}_chance"].isel(run=runs).mean("run")
             ax.plot(of_layer["step"], chance, color=figures.NULL, lw=1)
             for measure, style in drawn[name]:
                 arm_line(ax, of_arm, measure, **style)
+        for arm in dense if name == "cka" else []:
+            arm_line(ax, of_layer.sel(each_arm=arm), "cka_dense", **_WITH_DENSE)
 
     line: dict[str, Any] = {"color": figures.INK}
     handles = [
-        *arm_handles(result.sel(each_arm=known_arms(result, "cosine"))),
+        *arm_handles(result.sel(each_arm=[*dense, *arms])),
         Line2D([], [], **line, **_key(_DASHED), label="tokens that chose either"),
         Line2D([], [], color=figures.NULL, lw=1, label="units exchanged"),
     ]
     if known_arms(result, "cka_dense"):
-        handles.insert(-1, Line2D([], [], **line, **_key(_DOTTED), label="with a dense MLP"))
+        handles.insert(-1, Line2D([], [], **line, **_key(_WITH_DENSE), label="with a dense MLP"))
     return step_grid(
         result, ("cka", "cosine"), draw, row_labels=("CKA", "cosine, same token"), handles=handles
     )

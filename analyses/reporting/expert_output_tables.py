@@ -37,6 +37,12 @@ def finding(result: xr.Dataset) -> str:
         for arm in known_arms(result, "effective_rank")
     ]
     sentences.append(f"The outputs have an effective rank of {listed(ranks)}.")
+    beside = [
+        f"{_estimate(last.sel(each_arm=arm), 'cka_dense')} for {_compared(arm, result)}"
+        for arm in known_arms(result, "cka_dense")
+    ]
+    if beside:
+        sentences.append(f"With the MLP of a dense run at the same depth CKA is {listed(beside)}.")
     ratios = [
         f"{_estimate(last.sel(each_arm=arm), 'own_contrast')} in {arm} runs"
         for arm in known_arms(result, "own_contrast")
@@ -58,8 +64,6 @@ def tables(result: xr.Dataset) -> Iterator[Table]:
     last = result.isel(step=-1)
     where, arms = f"at step {int(last['step']):,}", known_arms(result, "cosine")
     names = {"cka": "CKA", "cka_raw": "CKA, raw", "cka_either": "CKA, either's tokens"}
-    if known_arms(result, "cka_dense"):
-        names["cka_dense"] = "CKA with dense"
     names["cosine"] = "cosine"
     yield by_arm(last.sel(each_arm=arms), names, title=f"What two experts have in common {where}")
     names = {
@@ -67,7 +71,37 @@ def tables(result: xr.Dataset) -> Iterator[Table]:
         "own_ratio": "norm, own over other tokens", "own_contrast": "beyond other experts",
     }  # fmt: skip
     yield by_arm(last, names, title=f"Ranks and norms of outputs {where}")
+    if known_arms(result, "cka_dense"):
+        yield _beside_dense(result)
     yield _over_training(result, arms)
+
+
+def _compared(arm: str, result: xr.Dataset) -> str:
+    """What an arm compares with dense MLPs."""
+    is_moe = arm in known_arms(result, "cosine")
+    return f"an expert of {arm} runs" if is_moe else f"the MLP of another {arm} run"
+
+
+def _beside_dense(result: xr.Dataset) -> Table:
+    """CKA with dense MLPs at the first step and at the last, by arm and layer."""
+    first, last = result.isel(step=0), result.isel(step=-1)
+    unit, rows = result["unit"].attrs["long_name"], []
+    for arm in known_arms(result, "cka_dense"):
+        start, end = (at.sel(each_arm=arm) for at in (first, last))
+        chance = last["cka_dense_chance"].isel(run=result["arm"].values.astype(str) == arm)
+        for layer in [*result["layer"].values, "mean"]:
+            stem = "arm_cka_dense_mean" if layer == "mean" else "arm_cka_dense"
+            own = {} if layer == "mean" else {"layer": layer}
+            rows.append((
+                _compared(arm, result), str(layer), _number(start[stem].sel(own)),
+                _number(end[stem].sel(own)), interval(*end[f"{stem}_ci"].sel(own).values),
+                interval(*end[f"{stem}_run_ci"].sel(own).values),
+                _number(chance.sel(own).mean()),
+            ))  # fmt: skip
+    head = ("of", "layer", f"CKA at step {int(first['step']):,}",
+            f"CKA at step {int(last['step']):,}", f"95% over {unit}s", "95% over runs",
+            "units exchanged")  # fmt: skip
+    return Table("CKA with the MLP of a dense run at the same depth", head, tuple(rows))
 
 
 def _over_training(result: xr.Dataset, arms: list[str]) -> Table:
@@ -142,8 +176,9 @@ def caveats(result: xr.Dataset, found: Outputs) -> Iterator[str]:
     ]  # fmt: skip
     if missing:
         yield (
-            "Experts were not run at all steps shown, so that the arms of these have no value "
-            f"there: {listed(missing)}. `python -m models.expert_outputs RUN --steps all` does it."
+            "At some steps shown, experts were not run or gave values that are not finite, so that "
+            f"the arms of these have no value there: {listed(missing)}. `python -m "
+            "models.expert_outputs RUN --steps all` runs what was not."
         )
 
 
@@ -158,7 +193,8 @@ def _dense(result: xr.Dataset, found: Outputs) -> Iterator[str]:
         return
     yield (
         "A dense MLP reads its own model's residual stream, not that of the experts: CKA with it "
-        "holds what the two models differ in below. Its width need not be that of an expert."
+        "holds what the two models differ in below. Its width need not be that of an expert. "
+        "Intervals over runs leave out one run at a time of either side."
     )
     if found.subtracted:
         yield (

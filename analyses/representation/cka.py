@@ -4,7 +4,8 @@ A depth is a place along the residual stream, in the order of computation: after
 layer 0, after its MLP or experts, after the attention of layer 1, and so on.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from analyses.statistics.minibatch_cka import (
     Grams,
     Preprocessing,
     batches,
+    cka_from,
     cka_of_all,
     gram_features,
     hsic_table,
@@ -31,6 +33,7 @@ Depth = tuple[int, str]
 
 PREPARATIONS: tuple[Preprocessing, ...] = ("rows", "raw", "z")
 HEADLINE: Preprocessing = PREPARATIONS[0]
+PREPARED = {how: partial(normalised, how=how) for how in PREPARATIONS}
 SITES = ("resid_pre", "resid_mid", "resid_post")
 _LARGEST_BATCH = 250
 
@@ -145,14 +148,24 @@ def representations(cohort: Cohort, run: str, step: int) -> Iterator[NDArray]:
         for site in dict.fromkeys(site for _, site in cohort.depths)
     }
     for layer, site in cohort.depths:
-        of_layer = values[site][layers.index(layer)]
-        yield of_layer.reshape(-1, of_layer.shape[-1])[cohort.tokens]
+        yield _of_tokens_used(cohort, values[site][layers.index(layer)])
 
 
-def grams_of(cohort: Cohort, x: NDArray, how: Preprocessing = "raw") -> Grams:
+def representation(cohort: Cohort, run: str, step: int, depth: int) -> NDArray:
+    """Of one run at one depth: (token used, feature)."""
+    layer, site = cohort.depths[depth]
+    at = cohort.activations[run][site].isel(step=step).sel(layer=layer)
+    return _of_tokens_used(cohort, at.transpose("sequence", "pos", "d_model").values)
+
+
+def _of_tokens_used(cohort: Cohort, values: NDArray) -> NDArray:
+    return values.reshape(-1, values.shape[-1])[cohort.tokens]
+
+
+def grams_of(cohort: Cohort, x: NDArray, prepare: Callable[[NDArray], NDArray]) -> Grams:
     """Gram matrices of one representation; zeros, which have no CKA, if it is unusable."""
     try:
-        return gram_features(normalised(x, how=how), cohort.batches)
+        return gram_features(prepare(x), cohort.batches)
     except ValueError:
         # not finite, or the same for all tokens: no other way is left for an array of numbers
         return [np.zeros((len(b), len(b)), dtype=np.float32) for b in cohort.batches]
@@ -167,7 +180,7 @@ def grams_at(
     for run in cohort.activations:
         for depth, x in enumerate(representations(cohort, run, step)):
             for how, of_preparation in zip(preparations, grams, strict=True):
-                of_preparation[depth].append(grams_of(cohort, x, how))
+                of_preparation[depth].append(grams_of(cohort, x, PREPARED[how]))
     return grams
 
 
@@ -209,23 +222,22 @@ def at_step(
         ),
         Compared(estimate[..., 0, 2], deleted[..., 0, 2]),
         Compared(before, before_deleted),
-        np.stack([_shuffled(cohort, first, permutation) for permutation in permutations]),
+        np.stack(
+            [
+                [exchanged(cohort, of_depth, permutation) for of_depth in first]
+                for permutation in permutations
+            ]
+        ),
     )
 
 
-def _shuffled(
-    cohort: Cohort, grams: list[list[Grams]], permutation: NDArray[np.intp]
+def exchanged(
+    cohort: Cohort, grams: Sequence[Grams], permutation: NDArray[np.intp]
 ) -> NDArray[np.float64]:
-    """CKA of runs (depth, run, run) with units of text exchanged in one of the two."""
-    table = []
-    for of_depth in grams:
-        moved = [
-            permuted(own, permutation, batches=cohort.batches, unit=cohort.unit) for own in of_depth
-        ]
-        own = np.array([hsic_table([g]).sum() for g in of_depth])
-        own = np.where(own > 0, own, np.nan)
-        table.append(hsic_table(of_depth, moved).sum(axis=-1) / np.sqrt(own[:, None] * own))
-    return np.stack(table)
+    """CKA (representation, representation) with units of text exchanged in the second."""
+    moved = [permuted(g, permutation, batches=cohort.batches, unit=cohort.unit) for g in grams]
+    own = np.array([hsic_table([g]).sum() for g in grams])
+    return cka_from(hsic_table(grams, moved).sum(axis=-1), own[:, None], own)
 
 
 def _require_same_places(activations: Activations) -> None:

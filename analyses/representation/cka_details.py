@@ -1,22 +1,28 @@
-"""One typical pair of runs of each kind at the last step: every two depths, and other measures."""
+"""Every two depths of one typical pair of runs of each kind, and every two steps of single runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from analyses.comparison.walk import mapped
 from analyses.reporting.text import labels
-from analyses.representation.cka import HEADLINE, Cohort, grams_of, representations, similarity
-from analyses.statistics.alignment import mutual_knn, procrustes
+from analyses.representation.cka import (
+    HEADLINE,
+    PREPARED,
+    Cohort,
+    grams_of,
+    representations,
+    similarity,
+)
 from analyses.statistics.correlation import fisher_z
-from analyses.statistics.minibatch_cka import Grams, normalised, permuted
+from analyses.statistics.minibatch_cka import Grams
 from analyses.statistics.resampling import jackknife
-from analyses.statistics.similarity import linear_cka
 
 Typical = Mapping[str, tuple[int, int]]
-N_NEIGHBOURS, N_FEATURES, MOST_TOKENS = 10, 3, 2048
+MOST_STEPS = 20
 
 
 def typical_pairs(at: xr.Dataset, runs: xr.Dataset) -> dict[str, tuple[int, int]]:
@@ -82,97 +88,60 @@ def depth_by_depth(
     )
 
 
-def robustness(cohort: Cohort, typical: Typical, permutation: NDArray[np.intp]) -> xr.Dataset:
-    """Other measures of the typical pairs at the last step, averaged over depths.
+def step_by_step(
+    cohort: Cohort,
+    runs: xr.Dataset,
+    step: xr.DataArray,
+    *,
+    most_bytes: int,
+    level: float = 0.95,
+    dask: str | None = None,
+) -> xr.Dataset:
+    """CKA of every two steps of one run at each depth, for the first run of each arm.
 
-    Two depths of two runs are held at a time.
+    Steps are all those recorded, or 20 as evenly spread among them as can be, or as many as have
+    Gram matrices of `most_bytes` at all depths of a run; first and last are always among them.
+
+    Parameters
+    ----------
+    runs : coordinates on `run`, in the order of the cohort.
+    step : (step), their numbers.
 
     Returns
     -------
     Dataset
-        `robust (measure, heat_kind)` and `robust_shuffled (measure)`, the mean over kinds when
-        units of text are exchanged by `permutation` in the second run.
+        `within (within_run, depth, at_step, other_step)` with `within_ci` over units of text.
     """
-    moved = exchanged(cohort, permutation)
-    names, step = list(cohort.activations), -1
-    measures = _measures(cohort)
-    found = np.full((len(measures), len(typical), 2), np.nan)
-    for i, (a, b) in enumerate(typical.values()):
-        both = zip(*(representations(cohort, names[run], step) for run in (a, b)), strict=True)
-        values = [
-            [[measure(x, y), measure(x, y[moved])] for measure in measures.values()]
-            for x, y in both
-        ]
-        found[:, i] = np.mean(values, axis=0)
-    shuffled = found[..., 1].mean(axis=1) if len(typical) else found[..., 0].sum(axis=1)
+    bytes_a_step = 4 * len(cohort.depths) * sum(len(batch) ** 2 for batch in cohort.batches)
+    most = max(2, min(MOST_STEPS, most_bytes // bytes_a_step))
+    shown = np.unique(np.linspace(0, step.size - 1, min(most, step.size)).round().astype(int))
+    names, arms = runs["run"].values.astype(str), runs["arm"].values
+    chosen = [str(names[arms == arm][0]) for arm in dict.fromkeys(arms)]
+    found = list(mapped(partial(_within, cohort, shown, level), chosen, dask=dask))
+    dims = ("within_run", "depth", "at_step", "other_step")
+    title, steps = "CKA of every two steps", step.values[shown]
     return xr.Dataset(
         {
-            "robust": (("measure", "heat_kind"), found[..., 0], labels("similarity")),
-            "robust_shuffled": ("measure", shuffled, labels("similarity, units exchanged")),
+            "within": (dims, np.stack([value for value, _ in found]), labels(title)),
+            "within_ci": ((*dims, "ci_bound"), np.stack([ci for _, ci in found]),
+                          labels(f"{title}, interval over units of text")),
         },
-        {"measure": list(measures), "heat_kind": list(typical)},
-    )
+        {"within_run": chosen, "at_step": steps, "other_step": steps,
+         "ci_bound": ["lower", "upper"]},
+    )  # fmt: skip
 
 
-def exchanged(cohort: Cohort, permutation: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Which token takes the place of each when whole units exchange their tokens, (token used).
-
-    It is the exchange of `statistics.minibatch_cka.permuted`, within batches.
-    """
-    rows = [np.repeat(batch[:, None], len(batch), axis=1) for batch in cohort.batches]
-    moved = permuted(rows, permutation, batches=cohort.batches, unit=cohort.unit)
-    index = np.empty(len(cohort.tokens), dtype=np.intp)
-    for batch, of_batch in zip(cohort.batches, moved, strict=True):
-        index[batch] = of_batch[:, 0]
-    return index
-
-
-def without_first_direction(x: NDArray) -> NDArray:
-    """Tokens (token, feature) without their component along the first principal direction."""
-    x = normalised(x, how=HEADLINE)
-    direction = np.linalg.eigh((x.T @ x).astype(np.float64))[1][:, -1].astype(x.dtype)
-    return x - np.outer(x @ direction, direction)
-
-
-def without_largest_features(x: NDArray) -> NDArray:
-    """Tokens (token, feature) without the three features of largest variance."""
-    x = normalised(x, how=HEADLINE)
-    return np.delete(x, np.argsort(x.var(axis=0))[-N_FEATURES:], axis=1)
-
-
-def _measures(cohort: Cohort) -> dict[str, Callable[[NDArray, NDArray], float]]:
-    def finite(measure: Callable[[NDArray, NDArray], float], x: NDArray, y: NDArray) -> float:
-        try:
-            return measure(x, y)
-        except ValueError:
-            # an unusable representation, or too few tokens for the neighbours asked for
-            return float("nan")
-
-    def batched(prepare: Callable[[NDArray], NDArray], x: NDArray, y: NDArray) -> float:
-        grams = [grams_of(cohort, prepare(z)) for z in (x, y)]
-        return float(similarity(cohort, grams).estimate[0, 1])
-
-    def of_tokens(measure: Callable[[NDArray, NDArray], float], x: NDArray, y: NDArray) -> float:
-        return measure(normalised(x, how=HEADLINE), normalised(y, how=HEADLINE))
-
-    few = slice(None, None, -(-len(cohort.tokens) // MOST_TOKENS))
-
-    def knn(x: NDArray, y: NDArray) -> float:
-        return mutual_knn(x[few], y[few], k=N_NEIGHBOURS, unit=cohort.unit[few])
-
-    chosen: dict[str, Callable[[NDArray, NDArray], float]] = {
-        "minibatch CKA, row-normalised": partial(batched, partial(normalised, how="rows")),
-        "minibatch CKA, raw": partial(batched, partial(normalised, how="raw")),
-        "minibatch CKA, z-scored": partial(batched, partial(normalised, how="z")),
-        "the first, without the first principal direction": partial(
-            batched, without_first_direction
-        ),
-        f"the first, without the {N_FEATURES} features of largest variance": partial(
-            batched, without_largest_features
-        ),
-        "CKA over all tokens, debiased": partial(of_tokens, partial(linear_cka, debiased=True)),
-        "CKA over all tokens, biased": partial(of_tokens, linear_cka),
-        "Procrustes": partial(of_tokens, procrustes),
-        f"mutual {N_NEIGHBOURS} nearest neighbours": partial(of_tokens, knn),
-    }
-    return {name: partial(finite, measure) for name, measure in chosen.items()}
+def _within(
+    cohort: Cohort, shown: NDArray[np.intp], level: float, run: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(depth, step, step), and its interval (depth, step, step, ci_bound)."""
+    by_step = [
+        [grams_of(cohort, x, PREPARED[HEADLINE]) for x in representations(cohort, run, int(at))]
+        for at in shown
+    ]
+    values, intervals = [], []
+    for grams in zip(*by_step, strict=True):
+        z, without = map(fisher_z, similarity(cohort, grams))
+        values.append(np.tanh(z))
+        intervals.append(np.tanh(jackknife(z, without, level=level).ci))
+    return np.stack(values), np.stack(intervals)

@@ -1,6 +1,6 @@
 """Outputs of all experts of a layer compared, one layer and step at a time, beside a dense MLP."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from analyses.comparison.arm_means import arm_means
 from analyses.comparison.summary import LOG, R, Scale
 from analyses.comparison.walk import Progress, mapped
 from analyses.reporting.text import labels
+from analyses.representation.dense_mlp import WithDense, dense_summary, with_dense
 from analyses.statistics.correlation import fisher_z
 from analyses.statistics.expert_outputs import (
     Measured,
@@ -39,7 +40,6 @@ MEASURES: dict[str, tuple[str, Scale]] = {
     "cka": ("CKA of two experts", R),
     "cka_raw": ("CKA of two experts, raw", R),
     "cka_either": ("CKA of two experts, tokens that chose either", R),
-    "cka_dense": ("CKA of an expert with a dense MLP", R),
     "cosine": ("cosine of two experts at the same token", R),
     "participation": ("participation ratio", LOG),
     "effective_rank": ("effective rank", LOG),
@@ -102,7 +102,7 @@ def compared(
     progress: Progress = iter,
     dask: str | None = None,
 ) -> xr.Dataset:
-    """Every measure of `MEASURES` by run and arm, and averaged over layers.
+    """Every measure of `MEASURES` by run and arm, and averaged over layers; CKA with dense MLPs.
 
     Parameters
     ----------
@@ -137,6 +137,11 @@ def compared(
         )
         for part in parts:
             result = result.merge(part, compat="override")
+    compared_with = [
+        np.stack([getattr(at["dense"], part) for at in found]) for part in WithDense._fields
+    ]
+    beside = WithDense(*(part.reshape(*shape, *part.shape[1:]) for part in compared_with))
+    result = result.merge(dense_summary(beside, runs, level=level))
     dims = ("step", "layer", "run")
     for name, long_name in CHANCE.items():
         chance = xr.DataArray(gathered(name, 0), dims=dims, attrs=labels(long_name))
@@ -165,26 +170,39 @@ def _compared_at(
     n_units = len(tokens.permutation)
     columns: list[dict[str, Measured]] = []
     tables: dict[str, NDArray] = {}
-    of_dense: list[Grams] = []
-    for sites in dense.values():
+    of_dense: dict[int, Grams] = {}
+    for i, sites in enumerate(dense.values()):
         found: dict[str, Measured] = {}
         if (x := _dense_at(sites, place)) is not None:
             x = x.reshape(1, -1, x.shape[-1])
             found = _sizes(x, tokens)
             if (grams := _grams(x[0], tokens.batches, "rows")) is not None:
-                of_dense.append(grams)
+                of_dense[i] = grams
         columns.append(found)
+
+    def beside(grams: list[Grams], others: dict[int, Grams]) -> WithDense:
+        return with_dense(grams, others, n_dense=len(dense), permutation=tokens.permutation,
+                          batches=tokens.batches, unit=tokens.unit)  # fmt: skip
+
+    with_others = [
+        beside([of_dense[i]], {j: g for j, g in of_dense.items() if j != i})
+        if i in of_dense else beside([], {})
+        for i in range(len(dense))
+    ]  # fmt: skip
     for run, of_run in outputs.items():
         found = {}
+        grams_of_run: list[Grams] = []
         if (x := _at(of_run, place)) is not None:
             x = x.reshape(len(x), -1, x.shape[-1])
             index = _at(chosen[run], place)
             assert index is not None
-            found, table = _of_experts(x, index.reshape(-1, index.shape[-1]), tokens, of_dense)
+            found, table, grams_of_run = _of_experts(x, index.reshape(-1, index.shape[-1]), tokens)
             tables[run] = table
         columns.append(found)
+        with_others.append(beside(grams_of_run, of_dense if grams_of_run else {}))
     nothing = Measured(np.asarray(np.nan), np.full(n_units, np.nan))
-    gathered: dict[str, Any] = {"pairs": tables}
+    dense_parts = (np.stack(part, axis=-2) for part in zip(*with_others, strict=True))
+    gathered: dict[str, Any] = {"pairs": tables, "dense": WithDense(*dense_parts)}
     for name in (*MEASURES, *CHANCE):
         measured = [column.get(name, nothing) for column in columns]
         gathered[name] = (
@@ -195,9 +213,9 @@ def _compared_at(
 
 
 def _of_experts(
-    output: NDArray, index: NDArray, tokens: Tokens, of_dense: Sequence[Grams]
-) -> tuple[dict[str, Measured], NDArray[np.float64]]:
-    """Measures of the experts of one layer, and CKA of each two.
+    output: NDArray, index: NDArray, tokens: Tokens
+) -> tuple[dict[str, Measured], NDArray[np.float64], list[Grams]]:
+    """Measures of the experts of one layer, CKA of each two, and Gram matrices of scaled outputs.
 
     Parameters
     ----------
@@ -217,8 +235,6 @@ def _of_experts(
         tables[name] = (grams, cka_of_all(totals))
         if how == "rows":
             z_of["cka_chance"] = _exchanged(usable, totals, tokens)
-            if of_dense:
-                z_of["cka_dense"] = _with_dense(usable, totals, without, of_dense, tokens)
     chosen = (index[None] == np.arange(len(output))[:, None, None]).any(axis=-1)
     z_of["cka_either"] = _either(output, chosen, tokens)
     cosine, chance = mean_cosine(output, tokens.unit)
@@ -228,12 +244,13 @@ def _of_experts(
     ratios = own_token_ratios(norm, chosen, tokens.unit)
     for i, name in enumerate(("own_ratio", "own_contrast")):
         z_of[name] = Measured(ratios.estimate[i], ratios.deleted[:, i])
-    table = np.full((len(output), len(output)), np.nan)
+    table, scaled = np.full((len(output), len(output)), np.nan), []
     if "cka" in tables:
         grams, cka = tables["cka"]
         there = np.flatnonzero([g is not None for g in grams])
         table[np.ix_(there, there)] = cka
-    return found | z_of, table
+        scaled = [g for g in grams if g is not None]
+    return found | z_of, table, scaled
 
 
 def _sizes(output: NDArray, tokens: Tokens) -> dict[str, Measured]:
@@ -266,27 +283,6 @@ def _exchanged(grams: list[Grams], totals: NDArray, tokens: Tokens) -> Measured:
     others = ~np.eye(len(cka), dtype=bool)
     n_units = len(tokens.permutation)
     return Measured(np.asarray(cka[others].mean()), np.full(n_units, np.nan))
-
-
-def _with_dense(
-    grams: list[Grams],
-    totals: NDArray,
-    without: NDArray,
-    of_dense: Sequence[Grams],
-    tokens: Tokens,
-) -> Measured:
-    """Mean on Fisher's z over experts and dense runs."""
-    own, own_without = np.diagonal(totals), np.einsum("eeu->eu", without)
-    z, z_deleted = [], []
-    for other in of_dense:
-        dense = hsic_table([other]).sum()
-        dealt_like: dict[str, Any] = {"batches": tokens.batches, "unit": tokens.unit}
-        dense_without = hsic_without_each_unit([other], **dealt_like)[0, 0]
-        cross = hsic_table(grams, [other]).sum(axis=-1)[:, 0]
-        cross_without = hsic_without_each_unit(grams, [other], **dealt_like)[:, 0]
-        z.append(fisher_z(cka_from(cross, own, dense)).mean())
-        z_deleted.append(fisher_z(cka_from(cross_without, own_without, dense_without)).mean(axis=0))
-    return Measured(np.asarray(np.mean(z)), np.mean(z_deleted, axis=0))
 
 
 def _either(output: NDArray, chosen: NDArray[np.bool_], tokens: Tokens) -> Measured:

@@ -1,4 +1,4 @@
-"""Probes of all runs over training: the representations of one run and step are read at a time."""
+"""Probes of all runs over training: one site of one run and step is read at a time."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -90,6 +90,7 @@ def hits(
     targets = [*places.targets, *([EXPERT] if choices else [])]
     items = [(run, step) for run in activations for step in range(first.sizes["step"])]
     at = partial(_measured, activations, choices, text, layers)
+    import scipy.linalg  # noqa: F401 - a BLAS that is loaded later would not be limited
     from threadpoolctl import threadpool_limits
 
     # (run * step, count, layer, site, target, unit); matrices this small lose by being shared out
@@ -162,22 +163,24 @@ def _measured(
     sites, n_text = list(of_run.data_vars), len(text.tasks)
     shape = (len(sites), n_text + bool(choices), len(text.places.units))
     found = np.full((len(COUNTED), len(layers), *shape), np.nan, dtype=np.float32)
-    for layer, site in np.ndindex(of_run.sizes["layer"], len(sites)):
-        at = of_run[sites[site]].isel(layer=layer)
-        x = _finite(at.transpose("sequence", "pos", "d_model"), run)
-        depth = int(at["layer"])
-        tasks, baselines = list(text.tasks), text.baselines
-        chosen = _next_choice(choices.get(run), of_run["step"].item(), depth, str(sites[site]))
-        if chosen is not None:
-            tasks.append(_with_controls(chosen, text.places.token, text.ranks))
-            own = _baseline_hits(chosen, text.places, text.fold)
-            baselines = np.concatenate([baselines, own[:, None]], axis=1)
-        here = found[:, layers.index(depth), site]
-        here[2:, : len(tasks)] = baselines
-        for i, answers in enumerate(predicted(x, tasks, text.fold)):
-            of_variants = [_unit_hits(*both, text.places)
-                           for both in zip(answers, tasks[i], strict=True)]  # fmt: skip
-            here[0, i], here[1, i] = of_variants[0], np.mean(of_variants[1:], axis=0)
+    of_router = _expert_tasks(choices.get(run), int(of_run["step"]), text)
+    for site, name in enumerate(sites):
+        # a chunk holds all layers
+        values = of_run[name].transpose("layer", "sequence", "pos", "d_model").load()
+        for at in values:
+            depth = int(at["layer"])
+            tasks, baselines = list(text.tasks), text.baselines
+            router = next_router(np.array(list(of_router)), depth, str(name))
+            if router is not None:
+                task, of_task = of_router[router]
+                tasks.append(task)
+                baselines = np.concatenate([baselines, of_task[:, None]], axis=1)
+            here = found[:, layers.index(depth), site]
+            here[2:, : len(tasks)] = baselines
+            for i, answers in enumerate(predicted(_finite(at, run), tasks, text.fold)):
+                of_variants = [_unit_hits(*both, text.places)
+                               for both in zip(answers, tasks[i], strict=True)]  # fmt: skip
+                here[0, i], here[1, i] = of_variants[0], np.mean(of_variants[1:], axis=0)
     return found
 
 
@@ -192,17 +195,24 @@ def _finite(values: xr.DataArray, run: str) -> NDArray:
     return x
 
 
-def _next_choice(
-    choice: xr.DataArray | None, step: int, layer: int, site: str
-) -> NDArray[np.intp] | None:
-    """Expert that the next router chose first, (token); None without a router or the step."""
+def _expert_tasks(
+    choice: xr.DataArray | None, step: int, text: _Text
+) -> dict[int, tuple[NDArray[np.intp], NDArray[np.float64]]]:
+    """For each layer with a router, its first choices with controls, and hits of the baselines.
+
+    Empty if the choices were not recorded at the step.
+    """
     if choice is None or step not in choice["step"]:
-        return None
-    router = next_router(choice["layer"].values, layer, site)
-    if router is None:
-        return None
-    chosen = choice.sel(step=step, layer=router).transpose("sequence", "pos").values
-    return chosen.ravel().astype(np.intp) if (chosen >= 0).all() else None
+        return {}
+    at_step = choice.sel(step=step).transpose("layer", "sequence", "pos").load()
+    if (at_step < 0).any():
+        return {}
+    found = {}
+    for at in at_step:
+        chosen = at.values.ravel().astype(np.intp)
+        controls = _with_controls(chosen, text.places.token, text.ranks)
+        found[int(at["layer"])] = controls, _baseline_hits(chosen, text.places, text.fold)
+    return found
 
 
 def run_labels(activations: Activations) -> xr.Dataset:

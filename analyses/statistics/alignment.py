@@ -101,8 +101,26 @@ def mutual_knn(
     ValueError
         For input that `representations.paired` refuses, or if k is below 1 or more than there are.
     """
-    a, b = paired(x, y)
-    n = len(a)
+    a, b = (neighbours(z, k=k, unit=unit) for z in paired(x, y))
+    return shared_neighbours(a, b)
+
+
+def neighbours(
+    x: NDArray, *, k: int = 10, unit: NDArray[np.intp] | None = None
+) -> NDArray[np.intp]:
+    """The k nearest neighbours of each token by cosine, (token, k), in no order.
+
+    Parameters
+    ----------
+    x : (token, feature), centred.
+    k, unit : as for `mutual_knn`.
+
+    Raises
+    ------
+    ValueError
+        If k is below 1 or more than there are.
+    """
+    n = len(x)
     own = np.arange(n) if unit is None else _numbered(unit, n)
     candidates = n - int(np.bincount(own).max())
     if not 1 <= k <= candidates:
@@ -110,14 +128,19 @@ def mutual_knn(
             f"{k} neighbours are asked for, a token has {candidates} that may be one; give k "
             "between 1 and that, or more text"
         )
-    a, b = (z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-30) for z in (a, b))
-    shared = 0
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)
+    found = np.empty((n, k), dtype=np.intp)
     for start in range(0, n, _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
-        same = own[rows, None] == own
-        near = [_nearest(z[rows] @ z.T, same, k) for z in (a, b)]
-        shared += int((near[0] & near[1]).sum())
-    return shared / (n * k)
+        cosine = x[rows] @ x.T
+        cosine[own[rows, None] == own] = -np.inf
+        found[rows] = np.argpartition(cosine, -k, axis=1)[:, -k:]
+    return found
+
+
+def shared_neighbours(a: NDArray[np.intp], b: NDArray[np.intp]) -> float:
+    """Share of neighbours (token, k) that are the same in both, in [0, 1]."""
+    return float((a[:, :, None] == b[:, None, :]).sum() / a.size)
 
 
 def linear_r2(
@@ -180,15 +203,6 @@ def _pairwise(x: NDArray, dissimilarity: Dissimilarity) -> NDArray[np.float64]:
         )
     x = x / length
     return 1 - (x @ x.T)[np.triu_indices(len(x), 1)]
-
-
-def _nearest(cosine: NDArray, same: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
-    """Which k columns are largest in each row, those of the same unit left out."""
-    cosine[same] = -np.inf
-    found = np.argpartition(cosine, -k, axis=1)[:, -k:]
-    near = np.zeros(cosine.shape, dtype=bool)
-    np.put_along_axis(near, found, True, axis=1)
-    return near
 
 
 def _numbered(unit: NDArray, n_tokens: int) -> NDArray[np.intp]:

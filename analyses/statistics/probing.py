@@ -16,12 +16,12 @@ References
 .. [2] Varma and Simon (2006), doi:10.1186/1471-2105-7-91 (why the strength is chosen inside).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FEWEST_FOLDS = 3
@@ -73,31 +73,40 @@ def unit_folds(unit: NDArray[np.intp], *, n_folds: int) -> NDArray[np.intp]:
     return fold
 
 
-def ridge(moments: Moments, strengths: Sequence[float]) -> tuple[NDArray, NDArray]:
+def ridge(moments: Moments, strengths: ArrayLike) -> tuple[NDArray, NDArray]:
     """Probes on standardised features, in units of the features as given.
+
+    With G and c the covariances of the features, and of features and columns, and D the variances,
+    standardising and going back to the given units comes to (G + lambda D) w = c.
 
     Parameters
     ----------
     moments : of the tokens to fit to, added up.
-    strengths : lambda of each.
+    strengths : lambda of each probe (probe), or of each of its columns (probe, column).
 
     Returns
     -------
-    weight : (strength, column, feature)
-    intercept : (strength, column)
+    weight : (probe, column, feature)
+    intercept : (probe, column)
     """
+    from scipy.linalg.lapack import dposv  # time that --help need not wait for
+
     n, mean, share = moments.n, moments.x / moments.n, moments.y / moments.n
     gram = moments.xx / n - np.outer(mean, mean)
-    variance = np.diag(gram)
+    cross = moments.xy / n - np.outer(mean, share)
+    variance = np.diag(gram).copy()
     # a constant feature, to rounding, tells nothing, and is not blown up
     constant = variance <= 1e-10 * np.diag(moments.xx) / n
-    sd = np.sqrt(np.where(constant, 1.0, variance))
-    gram = gram / np.outer(sd, sd)
-    cross = (moments.xy / n - np.outer(mean, share)) / sd[:, None]
-    cross[constant] = 0.0
-    penalty = np.asarray(strengths)[:, None, None] * np.eye(len(gram))
-    solved = np.linalg.solve(gram + penalty, np.broadcast_to(cross, (len(penalty), *cross.shape)))
-    weight = np.swapaxes(solved / sd[:, None], 1, 2)
+    gram[constant], gram[:, constant], cross[constant], variance[constant] = 0.0, 0.0, 0.0, 1.0
+    weight = np.empty((len(np.asarray(strengths)), cross.shape[1], len(gram)))
+    of_probes = np.broadcast_to(np.reshape(strengths, (len(weight), -1)), weight.shape[:2])
+    for own, of_probe in zip(weight, of_probes, strict=True):
+        for strength in set(of_probe.tolist()):
+            np.fill_diagonal(gram, (1 + strength) * variance)
+            columns = np.flatnonzero(of_probe == strength)
+            _, solution, info = dposv(gram, cross[:, columns])
+            assert info == 0, "positive definite, as strengths are above 0"
+            own[columns] = solution.T
     return weight, share - weight @ mean
 
 
@@ -148,36 +157,58 @@ def _of_same_tokens(
     folds = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
     parts = _fold_moments(x, y, folds)
     total = Moments(*(part.sum(axis=0) for part in parts))
-    shapes = [(len(task), n) for task, n in zip(tasks, n_classes, strict=True)]
-    hits = [np.zeros((len(folds), len(strengths), len(task))) for task in tasks]
-    for pair in combinations(range(len(folds)), 2):
-        rest = Moments(*(whole - part[list(pair)].sum(axis=0)
+
+    def without(*held_out: int) -> Moments:
+        return Moments(*(whole - part[list(held_out)].sum(axis=0)
                          for whole, part in zip(total, parts, strict=True)))  # fmt: skip
-        weight, intercept = ridge(rest, strengths)
+
+    layout = _layout(tasks, n_classes)
+    hits = np.zeros((len(folds), len(strengths), len(layout.label)))
+    single = np.ascontiguousarray(x.T, dtype=np.float32)  # will do to count hits, and is fast
+    for pair in combinations(range(len(folds)), 2):
+        weight, intercept = (w.astype(np.float32) for w in ridge(without(*pair), strengths))
         for held_out, chosen_by in (pair, pair[::-1]):
             at = folds[chosen_by]
-            scores = _by_task(_scores(weight, intercept, x[at]), shapes)
-            for task, of_task, found in zip(tasks, scores, hits, strict=True):
-                found[held_out] += _n_hits(of_task, task[:, at])
-    answers: list[NDArray[np.intp]] = [np.empty_like(task) for task in tasks]
+            scores = weight.reshape(-1, len(single)) @ single[:, at]
+            scores = scores.reshape(*intercept.shape, -1)
+            scores += intercept[..., None]
+            hits[held_out] += _n_hits(scores, layout, at)
+    answers = np.empty_like(layout.label)
     for f, at in enumerate(folds):
-        rest = Moments(*(whole - part[f] for whole, part in zip(total, parts, strict=True)))
-        weight, intercept = ridge(rest, strengths)
-        best = np.concatenate(
-            [np.repeat(_strongest_best(h[f]), n) for h, n in zip(hits, n_classes, strict=True)]
-        )
-        column = np.arange(len(best))
-        score = weight[best, column] @ x[at].T + intercept[best, column, None]
-        for answer, of_task in zip(answers, _by_task(score, shapes), strict=True):
-            answer[:, at] = of_task.argmax(axis=-2)
-    return answers
+        best = np.asarray(strengths)[_strongest_best(hits[f])]
+        weight, intercept = ridge(without(f), best[None, layout.variant])
+        score = weight[0] @ x[at].T + intercept[0, :, None]
+        for rows, of_task in _by_task(score, layout):
+            answers[rows, at] = of_task.argmax(axis=-2)
+    return np.split(answers, np.cumsum([len(task) for task in tasks])[:-1])
 
 
-def _scores(weight: NDArray, intercept: NDArray, x: NDArray) -> NDArray[np.float32]:
-    """Scores (strength, column, token) to count hits of: single precision will do, and is fast."""
-    flat = weight.reshape(-1, weight.shape[-1]).astype(np.float32) @ x.T.astype(np.float32)
-    flat += intercept.reshape(-1, 1).astype(np.float32)
-    return flat.reshape(*weight.shape[:-1], len(x))
+class _Layout(NamedTuple):
+    """Which columns belong to which task and variant.
+
+    Attributes
+    ----------
+    shapes : for each task its variants and classes.
+    label : (variant, token), of all tasks.
+    first : (variant), the column of its class 0.
+    variant : (column), whose it is.
+    """
+
+    shapes: list[tuple[int, int]]
+    label: NDArray[np.intp]
+    first: NDArray[np.intp]
+    variant: NDArray[np.intp]
+
+
+def _layout(tasks: list[NDArray[np.intp]], n_classes: list[int]) -> _Layout:
+    shapes = [(len(task), n) for task, n in zip(tasks, n_classes, strict=True)]
+    width = np.concatenate([np.full(*shape) for shape in shapes])
+    return _Layout(
+        shapes,
+        np.concatenate(tasks),
+        np.cumsum(width) - width,
+        np.repeat(np.arange(len(width)), width),
+    )
 
 
 def _columns(task: NDArray[np.intp], n_classes: int) -> NDArray[np.float64]:
@@ -197,20 +228,26 @@ def _fold_moments(x: NDArray, y: NDArray, folds: list[slice]) -> Moments:
     )
 
 
-def _by_task(scores: NDArray, shapes: list[tuple[int, int]]) -> list[NDArray]:
-    """Scores (..., column, token) as one array (..., variant, class, token) a task."""
-    ends = np.cumsum([n_variants * n for n_variants, n in shapes])
-    *rest, _, n_tokens = scores.shape
-    return [
-        part.reshape(*rest, *shape, n_tokens)
-        for part, shape in zip(np.split(scores, ends[:-1], axis=-2), shapes, strict=True)
-    ]
+def _by_task(scores: NDArray, layout: _Layout) -> Iterator[tuple[slice, NDArray]]:
+    """For each task its rows among variants, and scores (..., variant, class, token)."""
+    row = column = 0
+    for n_variants, n in layout.shapes:
+        part = scores[..., column : column + n_variants * n, :]
+        shape = (*scores.shape[:-2], n_variants, n, scores.shape[-1])
+        yield slice(row, row + n_variants), part.reshape(shape)
+        row, column = row + n_variants, column + n_variants * n
 
 
-def _n_hits(scores: NDArray, label: NDArray[np.intp]) -> NDArray[np.intp]:
+def _n_hits(scores: NDArray, layout: _Layout, at: slice) -> NDArray[np.intp]:
     """Tokens whose own class scores highest, (strength, variant)."""
-    own = np.take_along_axis(scores, label[None, :, None], axis=-2)[..., 0, :]
-    return (own >= scores.max(axis=-2)).sum(axis=-1)
+    n_strengths, _, n_tokens = scores.shape
+    own_column = layout.first[:, None] + layout.label[:, at]
+    flat = own_column * n_tokens + np.arange(n_tokens)
+    own = np.take(scores.reshape(n_strengths, -1), flat, axis=1)
+    highest = np.empty_like(own)
+    for rows, of_task in _by_task(scores, layout):
+        of_task.max(axis=-2, out=highest[:, rows])
+    return (own >= highest).sum(axis=-1)
 
 
 def _strongest_best(hits: NDArray) -> NDArray[np.intp]:

@@ -15,7 +15,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -106,19 +105,18 @@ def measured(command: list[str], *, interval: float = 0.25) -> Measured:
     RuntimeError
         If it fails.
     """
-    start, before, peak = time.perf_counter(), os.times(), 0
+    start, peak, ended = time.perf_counter(), 0, 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while process.poll() is None:
+    while not ended:
         peak = max(peak, resident_bytes(process.pid))
         time.sleep(interval)
+        ended, status, used = os.wait4(process.pid, os.WNOHANG)
+    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}")
     # of a single process the kernel knows the peak that falls between two looks
-    largest = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    after = os.times()
-    used = after.children_user + after.children_system
-    used -= before.children_user + before.children_system
-    return Measured(time.perf_counter() - start, used, max(peak, largest))
+    peak = max(peak, 1024 * used.ru_maxrss)
+    return Measured(time.perf_counter() - start, used.ru_utime + used.ru_stime, peak)
 
 
 def resident_bytes(root: int) -> int:
