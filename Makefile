@@ -4,8 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STUDY := studies/quick
-REPORTS := docs/reports/quick
-ANALYSES := $(patsubst analyses/%.py,%,$(filter-out analyses/__%,$(wildcard analyses/*.py)))
 
 # Read when torch is imported: idle threads sleep instead of spinning on a shared machine.
 export OMP_WAIT_POLICY ?= passive
@@ -14,13 +12,7 @@ export OMP_WAIT_POLICY ?= passive
 
 study: $(VENV)/installed
 	$(BIN)/python -m models.train quick
-	@$(MAKE) --no-print-directory $(ANALYSES:%=$(REPORTS)/%/index.md)
-	@echo "study:   $(STUDY)"
-	@for page in $(REPORTS)/*/index.md; do echo "report:  $$page"; done
-
-# Up to date if newer than every commit mark and than the analysis.
-$(REPORTS)/%/index.md: $(wildcard $(STUDY)/*.zarr/observation/committed/c/*) analyses/%.py
-	$(BIN)/python -m analyses.$* $(STUDY) || [ $$? -eq 3 ]  # 3: not recorded for this question
+	$(BIN)/python -m analyses $(STUDY)  # what is up to date stays
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -1,21 +1,24 @@
-"""List the analyses, or run all of them on a study.
+"""All analyses of a study: those whose reports are missing or stale are run, side by side.
 
-    python -m analyses                  what there is to ask
-    python -m analyses studies/quick    every analysis of one study
-    python -m analyses.NAME --help      one of them, explained
+    python -m analyses                          what there is to ask
+    python -m analyses studies/quick            every analysis of one study
+    python -m analyses studies/quick --check    which reports are stale; nothing is run
+    python -m analyses.NAME --help              one of them, explained
 
 Every module of this package is an analysis: adding one is adding a file. What a study was not
-recorded for is skipped, with a line that says how to record it.
+recorded for is skipped, with a line that says how to record it. Reports are listed in the page
+index.md beside them, with what they found.
 """
 
 import ast
-import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import analyses
+
+INTERRUPTED = 130
 
 
 def names() -> list[str]:
@@ -31,18 +34,36 @@ def question(name: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """List without arguments; with them, run every analysis and return the worst exit status.
-
-    A question that the study was not recorded for is skipped; 3 only if that is every one.
-    """
+    """List without arguments; with them, run every analysis; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv in (["-h"], ["--help"]):
+    if not argv:
         _list()
         return 0
-    from analyses.reporting.cli import UNANSWERABLE
+    from analyses.reporting.arguments import natural, parser
+    from analyses.reporting.batch import check_all, run_all
+    from analyses.reporting.cli import newest
 
-    statuses = [importlib.import_module(f"analyses.{name}").main(argv) for name in names()]
-    return max((s for s in statuses if s != UNANSWERABLE), default=UNANSWERABLE)
+    parsed = parser("python -m analyses", str(__doc__))
+    parsed.add_argument(
+        "--jobs",
+        type=natural,
+        metavar="N",
+        help="analyses at a time, each with memory of its own (default: number of cores)",
+    )
+    parsed.add_argument("--force", action="store_true", help="run those that are up to date too")
+    parsed.add_argument(
+        "--check", action="store_true", help="run none: mark the pages of stale reports, and exit 1"
+    )
+    arguments = parsed.parse_args(argv)
+    try:
+        arguments.study = arguments.study or [newest("analyses")]
+        return check_all(arguments) if arguments.check else run_all(names(), arguments)
+    except (ValueError, OSError) as error:
+        print(f"analyses: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _list() -> None:

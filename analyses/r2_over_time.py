@@ -51,7 +51,7 @@ from analyses.comparison.along import Match, along
 from analyses.comparison.contrasts import arm_contrasts, ceiling
 from analyses.comparison.controls import Controls, difficulty
 from analyses.comparison.loss_similarity import MEASURES, loss_similarity
-from analyses.comparison.runs import run_coordinates, sorted_by_arm
+from analyses.comparison.runs import described, run_coordinates, sorted_by_arm
 from analyses.comparison.summary import summarize
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Progress, mean_loss, walk
@@ -137,7 +137,8 @@ def r2_over_time(
     result = result.merge(arm_contrasts(*compared["r2"], runs, level=level))
     result = result.merge(ceiling(result, level=level))
     rng = rng or np.random.default_rng(0)
-    return result.assign(kind_r2_band=_band(result, level=level, n_resamples=n_resamples, rng=rng))
+    band = _band(result, level=level, n_resamples=n_resamples, rng=rng)
+    return described(result.assign(kind_r2_band=band))
 
 
 def _band(

@@ -6,11 +6,25 @@ import numpy as np
 import xarray as xr
 
 from analyses.comparison.unanswerable import Unanswerable
-from analyses.reporting.text import listed
+from analyses.reporting.text import labels, listed
 from analyses.statistics.pairs import pair_indices, pair_kinds
+from store.schema import DIMENSIONS
 
 Data = TypeVar("Data", xr.DataArray, xr.Dataset)
 _PAIR = "{} \N{MULTIPLICATION SIGN} {}"
+_LONG_NAMES = {
+    "pair": "two runs",
+    "arm_a": "arm of the first run of the pair",
+    "arm_b": "arm of the second run of the pair",
+    "pair_kind": "architectures of the pair",
+    "pair_arms": "arms of the pair",
+    "kind": "architectures of two runs",
+    "arms": "arms of two runs",
+    "contrast": "two arms compared",
+    "contrast_a": "the one arm",
+    "contrast_b": "the other arm",
+    "ci_bound": DIMENSIONS["ci_bound"],
+}
 
 
 def sorted_by_arm(data: Data) -> Data:
@@ -46,6 +60,14 @@ def sorted_by_arm(data: Data) -> Data:
 def run_coordinates(data: Data) -> xr.Dataset:
     """The coordinates on `run` alone, as a Dataset without variables."""
     return xr.Dataset(coords={n: c.variable for n, c in data.coords.items() if c.dims == ("run",)})
+
+
+def described(result: xr.Dataset) -> xr.Dataset:
+    """The result, with `long_name` and `units` on what it says of pairs, kinds and arms."""
+    known = [name for name in result.coords if name in _LONG_NAMES]
+    return result.assign_coords(
+        {name: result[name].assign_attrs(labels(_LONG_NAMES[str(name)])) for name in known}
+    )
 
 
 def pair_coordinates(runs: xr.Dataset) -> xr.Dataset:

@@ -98,7 +98,8 @@ def summarize(
         result[f"{group}_{name}_inner"] = (dims, mean, inner)
         inner = labels(f"{long_name} without one unit, on the scale where it is averaged")
         result[f"{group}_{name}_deleted"] = (("unit", *dims), without, inner)
-        result[f"{group}_n_pairs"] = (group, [int((label == n).sum()) for n in names])
+        n_pairs = [int((label == n).sum()) for n in names]
+        result[f"{group}_n_pairs"] = (group, n_pairs, labels("pairs of runs"))
         if group != "pair":
             over_runs = _over_runs(values, label, names, group, runs, level=level)
             result[f"{group}_{name}_run_ci"] = (

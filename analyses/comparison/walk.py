@@ -4,9 +4,11 @@ A study may be larger than memory: no more than the observations of one place ar
 With dask, places are walked by as many workers as there are, each reading for itself.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from analyses.comparison.along import Along
 from analyses.comparison.units import token_units
+from analyses.reporting.text import labels
 from analyses.statistics.pairs import pair_indices
 
 Item = TypeVar("Item")
@@ -93,8 +96,8 @@ def walk(
     tokens = np.bincount(token_unit)
     coords: dict[str, Any] = {
         along.dim: along.place,
-        "unit": ("unit", names, {"long_name": str(unit.attrs.get("unit", "unit"))}),
-        "n_tokens": ("unit", tokens, {"long_name": "tokens in the unit", "units": "1"}),
+        "unit": ("unit", names, labels(str(unit.attrs.get("unit", "unit")))),
+        "n_tokens": ("unit", tokens, labels("tokens in the unit")),
     }
     result = {}
     for name in list(collected[0]):
@@ -129,11 +132,37 @@ def mapped(
             yield function(item)
         return
     with _client(dask) as client:
-        # sent to each worker once, with all that is bound to it, and not with every item
-        shared = client.scatter(function, broadcast=True, hash=False)
+        # Sent once, with all that is bound to it, and not with every item; as the result of a task,
+        # which is run again if the worker that holds it is lost.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+            shared = client.submit(_itself, function, pure=False)
         for future in progress(client.map(_called, items, function=shared, pure=False)):
             yield future.result()
             future.release()
+
+
+@contextmanager
+def cluster(dask: str | None) -> Iterator[str | None]:
+    """One place to compute for all that a command does: "local" becomes a cluster's address.
+
+    Raises
+    ------
+    ValueError
+        If dask is asked for and not installed.
+    """
+    if dask != "local":
+        yield dask
+        return
+    _require_distributed()
+    from distributed import LocalCluster
+
+    with LocalCluster(threads_per_worker=1, dashboard_address="127.0.0.1:0") as local:
+        yield local.scheduler_address
+
+
+def _itself(function: Callable[[Item], Any]) -> Callable[[Item], Any]:
+    return function
 
 
 def _called(item: Item, *, function: Callable[[Item], Any]) -> Any:
@@ -142,16 +171,13 @@ def _called(item: Item, *, function: Callable[[Item], Any]) -> Any:
 
 @contextmanager
 def _client(dask: str) -> Iterator[Any]:
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError:
-        raise ValueError(
-            '--dask needs the package distributed; install it with pip install "twinlens[dask]"'
-        ) from None
-    if dask != "local":
+    _require_distributed()
+    from distributed import Client
+
+    with cluster(dask) as address:
         try:
             # as the default, a client that fails would stay the scheduler of all later dask
-            client = Client(dask, timeout=10, set_as_default=False)
+            client = Client(address, timeout=10, set_as_default=False)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"no dask scheduler answers at {dask!r} ({error}); start one with `dask "
@@ -159,12 +185,13 @@ def _client(dask: str) -> Iterator[Any]:
             ) from None
         with client:
             yield client
-        return
-    with (
-        LocalCluster(threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster, set_as_default=False) as c,
-    ):
-        yield c
+
+
+def _require_distributed() -> None:
+    if find_spec("distributed") is None:
+        raise ValueError(
+            '--dask needs the package distributed; install it with pip install "twinlens[dask]"'
+        )
 
 
 def _mean_loss_at(loss: xr.DataArray, step: int) -> NDArray[np.float64]:

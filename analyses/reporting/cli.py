@@ -6,37 +6,28 @@ python -m analyses.<name> [STUDY_OR_RUNS ...] [--report DIR] [--seed N] [--n-res
 
 import argparse
 import inspect
-import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar, get_args
+from typing import NamedTuple, TypeVar
 
 from analyses.comparison.along import Match
 from analyses.comparison.unanswerable import Unanswerable
 from analyses.comparison.units import Unit
+from analyses.comparison.walk import cluster
+from analyses.reporting.arguments import DEFAULTS, USES, flags, given, parser, report_root, wanted
+from analyses.reporting.code import code_hashes
+from analyses.reporting.origin import Origin, states
 from analyses.reporting.report import Report, write
 from store.provenance import provenance
 from store.study import Study, newest_study
 
 T = TypeVar("T")
 UNANSWERABLE = 3
-N_RESAMPLES = 500
-
-_USES = {
-    "--seed": "random",
-    "--n-resamples": "random",
-    "--unit": "unit",
-    "--match": "match",
-    "--dask": "dask",
-}
-
-_EPILOG = """\
-Without STUDY_OR_RUNS the newest study under studies/ is analysed. To make one:
-    python -m models.train quick
-"""
+IGNORED = "is ignored, nothing depends on it"
 
 
 @dataclass(frozen=True)
@@ -89,14 +80,20 @@ def run(analysis: Analysis, argv: Sequence[str] | None = None) -> int:
         Exit status: 0, or after a line on standard error that says what to do: 2, or
         UNANSWERABLE for a study that was not recorded for this question.
     """
+    began = time.perf_counter()
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = parser(f"python -m analyses.{analysis.name}", analysis.docstring).parse_args(argv)
     try:
-        paths = arguments.study or [_newest(analysis.name)]
+        paths = arguments.study or [newest(analysis.name)]
         study = Study.open(*paths)
-        folder = report_folder(arguments.report, study=study.name, analysis=analysis.name)
-        report = analysis.report(study, _options(analysis, study, arguments, paths))
-        path = write(report, folder)
+        folder = report_root(arguments.report, study=study.name) / analysis.name
+        # before anything is read, so that what changes meanwhile makes the report stale
+        runs, code = states(study), code_hashes(Path(inspect.getfile(analysis.report)).resolve())
+        options = {o: v for o, v in wanted(arguments).items() if USES[o] in analysis.uses}
+        asked = _options(analysis, study, arguments, paths)
+        with cluster(asked.dask) as dask:
+            report = analysis.report(study, replace(asked, dask=dask))
+        path = write(report, folder, Origin(runs, code, options), began=began)
     except (ValueError, OSError) as error:
         print(f"{analysis.name}: {error}", file=sys.stderr)
         return UNANSWERABLE if isinstance(error, Unanswerable) else 2
@@ -108,71 +105,6 @@ def run(analysis: Analysis, argv: Sequence[str] | None = None) -> int:
     console.print(renderable(report))
     console.print(f"page: {path}", markup=False, highlight=False, soft_wrap=True)
     return 0
-
-
-def parser(program: str, docstring: str) -> argparse.ArgumentParser:
-    """The parser of every analysis; its help is the module docstring."""
-    parsed = argparse.ArgumentParser(
-        prog=program,
-        description=inspect.cleandoc(docstring),
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parsed.add_argument(
-        "study",
-        nargs="*",
-        metavar="STUDY_OR_RUNS",
-        help="folder of a study, or some of its runs (default: the newest under studies/)",
-    )
-    parsed.add_argument(
-        "--report",
-        type=Path,
-        metavar="DIR",
-        help="folder that gets a folder per analysis (default: docs/reports/STUDY)",
-    )
-    parsed.add_argument(
-        "--seed", type=_natural, metavar="N", help="seed of everything random (default: 0)"
-    )
-    parsed.add_argument(
-        "--n-resamples",
-        type=_natural,
-        metavar="N",
-        help=f"draws of a resampling scheme (default: {N_RESAMPLES})",
-    )
-    parsed.add_argument(
-        "--unit",
-        choices=get_args(Unit),
-        help="unit of text that intervals resample; a work may have several documents "
-        "(default: work)",
-    )
-    parsed.add_argument(
-        "--match",
-        choices=get_args(Match),
-        help="compare runs at equal steps or at equal mean loss (default: step)",
-    )
-    parsed.add_argument(
-        "--dask",
-        metavar="WHERE",
-        help="compute on dask: local, or the address of a scheduler (default: without dask)",
-    )
-    return parsed
-
-
-def report_folder(root: Path | None, *, study: str, analysis: str) -> Path:
-    """Folder of a report: `<root>/<analysis>`, by default `docs/reports/<study>/<analysis>`.
-
-    Raises
-    ------
-    ValueError
-        If the name of the study, which may come from someone else's file, names no plain folder.
-    """
-    if root is not None:
-        return root / analysis
-    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", study) is None:
-        raise ValueError(
-            f"study name {study!r} cannot name a folder; say where to write with --report DIR"
-        )
-    return Path("docs", "reports", study, analysis)
 
 
 def track(items: Sequence[T], *, description: str) -> Iterator[T]:
@@ -205,43 +137,31 @@ def track(items: Sequence[T], *, description: str) -> Iterator[T]:
             bar.update(task, rate=f"{speed:.1f}/s" if speed else "")
 
 
-def _natural(text: str) -> int:
-    """A whole number from 0 up, for argparse."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0; give 0 or more")
-    return number
-
-
-def _newest(analysis: str) -> str:
+def newest(command: str) -> str:
     """The newest study under studies/, which is named on standard error."""
     path = str(newest_study())
-    print(f"{analysis}: no study given, taking the newest: {path}", file=sys.stderr)
+    print(f"{command}: no study given, taking the newest: {path}", file=sys.stderr)
     return path
 
 
 def _options(
     analysis: Analysis, study: Study, arguments: argparse.Namespace, paths: Sequence[str]
 ) -> Options:
-    given = {}
-    for option, use in _USES.items():
-        value = getattr(arguments, option.strip("-").replace("-", "_"))
-        if value is None:
-            continue
-        if use in analysis.uses:
-            given[option] = value
+    heeded = {}
+    for option, value in given(arguments).items():
+        if USES[option] in analysis.uses:
+            heeded[option] = value
         else:
-            print(f"{analysis.name}: {option} is ignored, nothing depends on it", file=sys.stderr)
-    flags = [str(part) for option in given.items() for part in option]
-    if arguments.report is not None:
-        flags += ["--report", str(arguments.report)]
+            print(f"{analysis.name}: {option} {IGNORED}", file=sys.stderr)
+    values = DEFAULTS | heeded
+    words = [*paths, *flags(heeded, arguments.report)]
     return Options(
-        seed=given.get("--seed", 0),
-        n_resamples=given.get("--n-resamples", N_RESAMPLES),
-        unit=given.get("--unit", "work"),
-        match=given.get("--match", "step"),
-        dask=given.get("--dask"),
-        command=shlex.join(["python", "-m", f"analyses.{analysis.name}", *paths, *flags]),
+        seed=values["--seed"],
+        n_resamples=values["--n-resamples"],
+        unit=values["--unit"],
+        match=values["--match"],
+        dask=values.get("--dask"),
+        command=shlex.join(["python", "-m", f"analyses.{analysis.name}", *words]),
         provenance=_provenance(study),
     )
 
@@ -251,10 +171,8 @@ def _provenance(study: Study) -> dict[str, str]:
     made_by = provenance()
     commit = made_by["commit"] or "unknown"
     return {
-        "runs": ", ".join(run.name for run in study.runs),
         "probe set (SHA-256)": str(study.runs[0].attrs["probe_set_hash"]),
-        "code": f"{commit}, with changes" if made_by["dirty"] else commit,
+        "commit": f"{commit}, with changes" if made_by["dirty"] else commit,
         "versions": ", ".join(f"{name} {v}" for name, v in made_by["versions"].items()),
         "machine": made_by["machine"],
-        "created": made_by["created"],
     }

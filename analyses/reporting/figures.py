@@ -69,10 +69,10 @@ def style() -> AbstractContextManager[None]:
 
 
 def new_figure(*, width: float, height: float) -> "Figure":
-    """An empty figure, sizes in inches, that owes nothing to pyplot or a display."""
-    from matplotlib.figure import Figure
+    """An empty figure, sizes in inches, that owes nothing to pyplot; a notebook shows it."""
+    from analyses.reporting.shown import ShownFigure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return ShownFigure(figsize=(width, height), layout="constrained")
 
 
 def arm_color(arm: str) -> str:
@@ -165,13 +165,19 @@ def arm_handles(arms: Iterable[str]) -> list["Line2D"]:
     ]
 
 
-def rendered(figure: "Figure", *, suffix: str) -> bytes:
+def rendered(figure: "Figure", *, suffix: str, within: tuple[int, int] | None = None) -> bytes:
     """The figure as an SVG or PNG file; the same figure gives the same bytes.
 
     Parameters
     ----------
     suffix : "svg" or "png".
+    within : width and height in pixels that a PNG must not exceed.
     """
+    dpi = 160.0
+    if within is not None:
+        dpi = min(
+            pixels / inches for pixels, inches in zip(within, figure.get_size_inches(), strict=True)
+        )
     buffer = io.BytesIO()
     metadata = {"Date": None} if suffix == "svg" else {"Software": None}
     with style(), warnings.catch_warnings():
@@ -181,5 +187,5 @@ def rendered(figure: "Figure", *, suffix: str) -> bytes:
             # each drawing moves the layout a little further; the first one is kept
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
-        figure.savefig(buffer, format=suffix, dpi=160, metadata=metadata)
+        figure.savefig(buffer, format=suffix, dpi=dpi, metadata=metadata)
     return buffer.getvalue()

@@ -6,18 +6,27 @@ References
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
+from analyses.reporting.origin import Origin
 from analyses.reporting.report import Drawing, Report, Table
 from analyses.reporting.text import escape, printable
 
 _FILES = (
     "Files: [results.json](results.json) holds every number, with intervals and draws; arrays of "
-    "more than 100,000 elements stand in `draws.npz`, and it says which."
+    "more than 100,000 elements stand in `draws.npz`, and it says which. "
+    "[provenance.json](provenance.json) holds the hashes of all that the report was made from."
 )
 
 
-def page(report: Report) -> str:
-    """The page; everything that comes from data is escaped."""
+def page(report: Report, made_from: Origin, made: Mapping[str, Any]) -> str:
+    """The page; everything that comes from data is escaped.
+
+    Parameters
+    ----------
+    made : `created` and `run_time_s` of the report.
+    """
     parts = [
         f"# {escape(report.definition.question)}",
         f"`{report.analysis}` of study **{escape(report.study)}**",
@@ -36,7 +45,8 @@ def page(report: Report) -> str:
         "## How to make it again",
         f"```bash\n{printable(report.command)}\n```",
         _FILES,
-        _table(_provenance(report), align="---"),
+        _table(_provenance(report, made_from), align="---"),
+        f"Made at {made['created']} in {made['run_time_s']} s.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -59,8 +69,8 @@ def _table(table: Table, *, align: str = "---:") -> str:
     return f"**{escape(table.title)}**\n\n" + "\n".join(lines)
 
 
-def _provenance(report: Report) -> Table:
-    rows = tuple((key, str(value)) for key, value in report.provenance.items())
+def _provenance(report: Report, made_from: Origin) -> Table:
+    rows = tuple((k, str(v)) for k, v in {**report.provenance, **made_from.rows()}.items())
     return Table("Where the numbers come from", ("", "value"), rows)
 
 

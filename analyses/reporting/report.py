@@ -1,28 +1,36 @@
 """A report: one question asked of one study, its answer, and all that the answer rests on.
 
-`write` fills a folder with `index.md` (a MyST page), each figure as SVG and PNG, the data of each
-figure as CSV, `results.json` (every number, intervals included), where draws are many, `draws.npz`
-with those, and what else the report brings along.
+`write` fills a folder with `index.md` (a MyST page), each figure as SVG and PNG, the first also as
+`thumbnail.png`, the data of each figure as CSV, `results.json` (every number, intervals included),
+where draws are many, `draws.npz` with those, what else the report brings along, and
+`provenance.json`. Made again from the same, all files have the same bytes, but for the date and the
+run time, which stand in `made` of `provenance.json` and in the last line of the page.
 """
 
 import inspect
+import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from analyses.reporting import figures
+from analyses.reporting import figures, origin
+from analyses.reporting.origin import Origin
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+THUMBNAIL = "thumbnail.png"
 _LARGE = 100_000
+_THUMBNAIL_PIXELS = 480, 360
 
 
 @dataclass(frozen=True)
@@ -115,8 +123,14 @@ def definition_of(docstring: str) -> Definition:
     )
 
 
-def write(report: Report, folder: Path) -> Path:
+def write(report: Report, folder: Path, made_from: Origin, *, began: float) -> Path:
     """Write the report into `folder` and return the path of its page.
+
+    What an earlier report wrote there and this one does not is removed; other files stay.
+
+    Parameters
+    ----------
+    began : when the analysis began, by `time.perf_counter`.
 
     Raises
     ------
@@ -126,24 +140,39 @@ def write(report: Report, folder: Path) -> Path:
     from analyses.reporting.page import page
 
     folder.mkdir(parents=True, exist_ok=True)
+    earlier, written = origin.files_of(folder), set()
+    replace_file(folder / origin.FILE, origin.unfinished(earlier))
+    for name, content in _contents(report):
+        replace_file(folder / name, content)
+        written.add(name)
+    made = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run_time_s": round(time.perf_counter() - began, 1),
+    }
+    index = folder / "index.md"
+    replace_file(index, page(report, made_from, made))
+    for name in set(earlier) - {*written, index.name}:
+        _remove(folder, name)
+    replace_file(folder / origin.FILE, made_from.as_json([*written, index.name], made))
+    return index
+
+
+def _contents(report: Report) -> Iterator[tuple[str, str | bytes]]:
+    """Path in the folder and content of each file of a report, but its page and origin."""
     for drawing in report.drawings:
         for suffix in ("svg", "png"):
-            picture = figures.rendered(drawing.figure, suffix=suffix)
-            (folder / f"{drawing.name}.{suffix}").write_bytes(picture)
+            yield f"{drawing.name}.{suffix}", figures.rendered(drawing.figure, suffix=suffix)
         for name, data in drawing.data.items():
-            _write_text(folder / f"{name}.csv", as_csv(data))
-    _write_text(folder / "results.json", as_json(report))
-    draws = folder / "draws.npz"
-    draws.unlink(missing_ok=True)
+            yield f"{name}.csv", as_csv(data)
+    for first in report.drawings[:1]:
+        yield THUMBNAIL, figures.rendered(first.figure, suffix="png", within=_THUMBNAIL_PIXELS)
+    yield "results.json", as_json(report)
     if large := large_variables(report.result):
         arrays: dict[str, Any] = {name: report.result[name].values for name in large}
+        draws = io.BytesIO()
         np.savez_compressed(draws, **arrays)
-    for name, content in report.files:
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content)
-    index = folder / "index.md"
-    _write_text(index, page(report))
-    return index
+        yield "draws.npz", draws.getvalue()
+    yield from report.files
 
 
 def as_csv(data: xr.Dataset) -> str:
@@ -213,5 +242,20 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | bool | None) else str(value)
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file as a whole: who reads it meanwhile sees the old one."""
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.replace(path)
+
+
+def _remove(folder: Path, name: str) -> None:
+    """Remove a file of a report, and the folder it leaves empty."""
+    path = folder / name
+    # the list of files may come from someone else
+    if not path.resolve().is_relative_to(folder.resolve()):
+        return
+    path.unlink(missing_ok=True)
+    if path.parent != folder and path.parent.is_dir() and not any(path.parent.iterdir()):
+        path.parent.rmdir()

@@ -34,6 +34,11 @@ def listed(items: Iterable[object]) -> str:
     return f"{', '.join(head)} and {tail}" if head else tail
 
 
+def first_sentence(text: str) -> str:
+    """Up to the first full stop that another sentence follows."""
+    return re.split(r"(?<=[.]) (?=[^\W\d_a-z])", text, maxsplit=1)[0]
+
+
 def interval(low: float, high: float, *, digits: int = 3) -> str:
     """`low to high`, or a dash where there is none."""
     if low != low or high != high:

@@ -1,4 +1,8 @@
-"""Reports that were made are part of the site: a card each, their pages, and their files."""
+"""Reports that were made are part of the site: an index of each study, their pages and files.
+
+Before the site is built they are held against code and stores, and those that are stale are marked,
+as `python -m analyses STUDY --check` does.
+"""
 
 import shutil
 from pathlib import Path
@@ -8,6 +12,9 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from analyses.reporting.index_page import cards
+from analyses.reporting.study_reports import folders, refresh
+
 _NONE = """\
 :::{note}
 There are none in this build. `make study` trains the `quick` study and writes its reports;
@@ -16,24 +23,10 @@ There are none in this build. `make study` trains the `quick` study and writes i
 """
 
 
-def reports(docs: Path) -> dict[str, list[Path]]:
-    """Folders of the reports of each study."""
-    found: dict[str, list[Path]] = {}
-    for page in sorted(docs.glob("reports/*/*/index.md")):
-        found.setdefault(page.parents[1].name, []).append(page.parent)
-    return found
-
-
-def card(folder: Path, docs: Path) -> str:
-    """A card with the question, the finding and the first figure of a report."""
-    where = folder.relative_to(docs).as_posix()
-    title = (folder / "index.md").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-    picture = next(iter(sorted(folder.glob("*.png"))), None)
-    first = folder / f"{folder.name}.png"
-    picture = first if first.exists() else picture
-    shown = [f":img-top: {where}/{picture.name}"] if picture else []
-    lines = [f"::::{{grid-item-card}} {title}", f":link: {where}/index", ":link-type: doc", *shown]
-    return "\n".join([*lines, "", f"`{folder.name}`", "::::"])
+def studies(docs: Path) -> list[Path]:
+    """Folders of the studies that have reports."""
+    found = sorted(path for path in docs.glob("reports/*") if path.is_dir())
+    return [path for path in found if folders(path)]
 
 
 class ReportCards(SphinxDirective):
@@ -42,19 +35,38 @@ class ReportCards(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         docs = Path(self.env.srcdir)
         self.env.note_reread()
-        parts = []
-        for study, folders in reports(docs).items():
-            cards = "\n".join(card(folder, docs) for folder in folders)
-            pages = [f"{folder.relative_to(docs).as_posix()}/index" for folder in folders]
-            if (docs / "reports" / study / "index.md").exists():
-                pages.insert(0, f"reports/{study}/index")
-            entries = "\n".join(pages)
-            parts.append(
-                f"## Study {study}\n\n:::::{{grid}} 1 2 3 3\n:gutter: 3\n\n{cards}\n:::::\n\n"
-                f"```{{toctree}}\n:hidden:\n:caption: Study {study}\n\n{entries}\n```"
-            )
+        parts, pages = [], []
+        for study in studies(docs):
+            index, folder = study / "index.md", study.relative_to(docs).as_posix()
+            shown = cards(index.read_text(encoding="utf-8"), folder=folder)
+            parts.append(f"## [Study {study.name}]({folder}/index.md)\n\n{shown}")
+            pages.append(f"{folder}/index")
+        if pages:
+            parts.append("\n".join(["```{toctree}", ":hidden:", "", *pages, "```"]))
         text = "\n\n".join(parts) or _NONE
         return self.parse_text_to_nodes(text, allow_section_headings=True)
+
+
+def _check(app: Sphinx) -> None:
+    docs = Path(app.srcdir)
+    for study in studies(docs):
+        refresh(study, base=docs.parent)
+
+
+def _list_pages(app: Sphinx, docname: str, source: list[str]) -> None:
+    """The reports of a study stand below its index."""
+    parts = docname.split("/")
+    if len(parts) == 3 and parts[0] == "reports":
+        pages = [f"{folder.name}/index" for folder in folders(Path(app.srcdir, *parts[:2]))]
+        source[0] += "\n".join(["\n```{toctree}", ":hidden:", "", *pages, "```\n"])
+
+
+def _show_cards(app: Sphinx, doctree: nodes.document) -> None:
+    """A table of pictures is a table of cards."""
+    if app.env.docname.startswith("reports"):
+        for table in doctree.findall(nodes.table):
+            if next(iter(table.findall(nodes.image)), None) is not None:
+                table["classes"].append("report-cards")
 
 
 def _keep_links(app: Sphinx, doctree: nodes.document) -> None:
@@ -76,6 +88,10 @@ def _copy_files(app: Sphinx, exception: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("report-cards", ReportCards)
+    app.add_css_file("reports.css")
+    app.connect("builder-inited", _check)
+    app.connect("source-read", _list_pages)
+    app.connect("doctree-read", _show_cards)
     app.connect("doctree-read", _keep_links, priority=100)
     app.connect("build-finished", _copy_files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,6 +1,7 @@
 """A small study with planted answers, in memory and written by the real store."""
 
 import contextlib
+import importlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -211,12 +212,15 @@ def study_folder(
 
 @pytest.fixture(scope="session")
 def reports(study_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """All analyses run on the study by one command: its exit status, output and report folder."""
+    """All analyses run on the study, in this process: exit statuses, output and report folder."""
     folder = tmp_path_factory.mktemp("reports")
     arguments = [str(study_folder), "--report", str(folder), "--n-resamples", "19", "--seed", "3"]
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        status = everything.main(arguments)
+        statuses = {
+            name: importlib.import_module(f"analyses.{name}").main(arguments)
+            for name in everything.names()
+        }
     return SimpleNamespace(
-        status=status, folder=folder, output=output.getvalue(), errors=errors.getvalue()
+        statuses=statuses, folder=folder, output=output.getvalue(), errors=errors.getvalue()
     )

@@ -5,9 +5,13 @@ import pytest
 import xarray as xr
 from numpy.typing import NDArray
 
+from analyses.comparison.runs import run_coordinates
 from analyses.comparison.unanswerable import Unanswerable
-from analyses.representation import cka, cka_details
+from analyses.representation import cka, cka_details, cka_measures
+from analyses.statistics.alignment import mutual_knn, procrustes
+from analyses.statistics.correlation import fisher_z
 from analyses.statistics.minibatch_cka import gram_features, normalised, permuted
+from analyses.statistics.similarity import linear_cka
 
 N_UNITS, SITES, STEPS = 10, ("resid_mid", "resid_post"), (0, 3)
 
@@ -134,13 +138,102 @@ def test_depths_are_compared_with_the_last_step_and_the_depth_before(few: Simple
 def test_exchanged_tokens_are_those_of_exchanged_gram_matrices(few: SimpleNamespace) -> None:
     shared = _cohort(few)
     permutation = np.random.default_rng(2).permutation(N_UNITS)
-    moved = cka_details.exchanged(shared, permutation)
+    moved = cka_measures.moved_tokens(shared, permutation)
     x = next(cka.representations(shared, "dense-seed1", 1))
     expected = permuted(
         gram_features(x, shared.batches), permutation, batches=shared.batches, unit=shared.unit
     )
     for a, b in zip(gram_features(x[moved], shared.batches), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+def _runs(few: SimpleNamespace) -> xr.Dataset:
+    arms = {name: at["arm"].item() for name, at in few.runs.items()}
+    kinds = ["moe" if arm == "switch" else "dense" for arm in arms.values()]
+    return run_coordinates(
+        xr.Dataset(
+            coords={"run": list(arms), "arm": ("run", list(arms.values())),
+                    "architecture": ("run", kinds)}
+        )
+    )  # fmt: skip
+
+
+def test_one_depth_read_alone_is_that_read_with_all_others(few: SimpleNamespace) -> None:
+    shared = _cohort(few)
+    for depth, x in enumerate(cka.representations(shared, "dense-seed1", 1)):
+        alone = cka.representation(shared, "dense-seed1", 1, depth)
+        np.testing.assert_array_equal(alone, x)
+
+
+def test_every_two_steps_of_a_run_are_compared_at_each_depth(few: SimpleNamespace) -> None:
+    shared, step = _cohort(few), xr.DataArray(list(STEPS), dims="step")
+    found = cka_details.step_by_step(shared, _runs(few), step, most_bytes=2**30)
+    # the first run of each arm
+    assert found["within_run"].values.tolist() == ["dense-seed0", "switch-seed0"]
+    at = found["within"].sel(within_run="switch-seed0").isel(depth=3)
+    x, y = (
+        normalised(_depth(few, "switch-seed0", i, 3)[shared.tokens], how="rows") for i in range(2)
+    )
+    assert float(at.sel(at_step=0, other_step=3)) == pytest.approx(_cka(x, y, shared.batches))
+    np.testing.assert_allclose(np.diagonal(at), 1)
+    np.testing.assert_allclose(at, at.T, rtol=1e-12)
+    low, high = np.moveaxis(found["within_ci"].sel(within_run="switch-seed0").values, -1, 0)
+    assert (low <= found["within"].sel(within_run="switch-seed0").values).all()
+    assert (high - low)[:, 0, 1].min() > 0
+
+
+def test_steps_are_as_many_as_memory_allows_and_the_last_is_among_them() -> None:
+    rng = np.random.default_rng(0)
+    steps = tuple(range(40))
+    values = rng.standard_normal((40, 2, 6, 1, 3))
+    many = SimpleNamespace(
+        runs=activations({f"dense-{i}": values for i in range(2)}, steps=steps),
+        unit=xr.DataArray(np.arange(6), dims="sequence"),
+    )
+    shared, step = _cohort(many), xr.DataArray(list(steps), dims="step")
+    a_step = 4 * 2 * 36
+    for most_bytes, n in ((2**30, 20), (7 * a_step + 1, 7), (1, 2)):
+        found = cka_details.step_by_step(shared, _runs(many), step, most_bytes=most_bytes)
+        assert found["at_step"].size == n
+        assert found["at_step"].values[[0, -1]].tolist() == [0, 39]
+
+
+def test_other_measures_of_all_pairs_are_those_of_two_representations(
+    few: SimpleNamespace,
+) -> None:
+    shared = _cohort(few)
+    permutation = np.random.default_rng(2).permutation(N_UNITS)
+    found = cka_measures.measures(shared, _runs(few), permutation)
+    expected = {
+        "CKA over all tokens, debiased": lambda x, y: linear_cka(x, y, debiased=True),
+        "CKA over all tokens, biased": linear_cka,
+        "Procrustes": procrustes,
+        "mutual 10 nearest neighbours": lambda x, y: mutual_knn(x, y, unit=shared.unit),
+        "minibatch CKA, row-normalised": lambda x, y: _cka(x, y, shared.batches),
+    }
+    pairs = (("dense-seed0", "dense-seed1"), ("dense-seed0", "switch-seed0"),
+             ("dense-seed1", "switch-seed0"))  # fmt: skip
+    for name, measure in expected.items():
+        z = [
+            [
+                fisher_z(
+                    np.array(
+                        measure(
+                            *(normalised(_depth(few, run, 1, d)[shared.tokens], how="rows")
+                              for run in pair)
+                        )
+                    )
+                )
+                for d in range(4)
+            ]
+            for pair in pairs
+        ]  # fmt: skip
+        at = found.sel(measure=name)
+        np.testing.assert_allclose(at["pair_measured"], np.tanh(np.mean(z, axis=1)), rtol=1e-6)
+        mixed = np.tanh(np.mean(z[1:]))
+        assert float(at["kind_measured"].sel(kind="dense-MoE")) == pytest.approx(mixed)
+        covered = bool(at["kind_measured_ci"].notnull().all())
+        assert covered == (name != "mutual 10 nearest neighbours")
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 1.0])
@@ -196,9 +289,9 @@ def test_too_few_units_are_refused_with_a_remedy(few: SimpleNamespace) -> None:
 def test_a_removed_direction_or_feature_is_gone() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((50, 6)) * [1, 9, 1, 8, 1, 7]
-    left = cka_details.without_first_direction(x)
+    left = cka_measures.without_first_direction(x)
     assert np.linalg.matrix_rank(left, tol=1e-9) == 5
-    assert cka_details.without_largest_features(x).shape == (50, 3)
+    assert cka_measures.without_largest_features(x).shape == (50, 3)
     np.testing.assert_allclose(
-        cka_details.without_largest_features(x), normalised(x, how="rows")[:, [0, 2, 4]]
+        cka_measures.without_largest_features(x), normalised(x, how="rows")[:, [0, 2, 4]]
     )

@@ -191,11 +191,11 @@ def test_tokens_of_one_text_fool_cka_over_all_tokens_and_not_the_minibatch_form(
     values = rng.standard_normal((*shape[:4], 1, 24)) + rng.standard_normal(shape)
     runs = {f"dense-{i}": _dataset(at, "dense", i) for i, at in enumerate(values)}
     result = cka_over_time(runs, _units(20))
-    robust = result["robust"].squeeze("heat_kind")
-    assert abs(float(robust.sel(measure="minibatch CKA, row-normalised"))) < 0.1
-    inflated = robust.sel(measure="CKA over all tokens, debiased")
+    measured = result["kind_measured"].squeeze("kind")
+    assert abs(float(measured.sel(measure="minibatch CKA, row-normalised"))) < 0.1
+    inflated = measured.sel(measure="CKA over all tokens, debiased")
     assert float(inflated) > 0.2
-    exchanged = result["robust_shuffled"].sel(measure="CKA over all tokens, debiased")
+    exchanged = result["measured_exchanged"].sel(measure="CKA over all tokens, debiased")
     assert float(exchanged) == pytest.approx(float(inflated), abs=0.1)
 
 
@@ -213,6 +213,9 @@ def test_a_layer_without_cka_is_named_and_leaves_the_others(runs: dict[str, xr.D
     assert "\N{EN DASH} for dense-dense" in finding(result)
     assert list(unusable(result.isel(step=[0]))) == []
     assert all(table.rows for table in tables(result))
+    measured = result["kind_measured"]
+    assert measured.sel(kind="dense-dense").isnull().all()
+    assert measured.sel(kind="MoE-MoE").notnull().all()
 
 
 def test_one_run_has_nothing_to_be_compared_with(runs: dict[str, xr.Dataset]) -> None:
@@ -270,7 +273,7 @@ def test_the_report_of_a_study_has_all_its_parts(
     assert "width of the residual stream: 7 (dense) and 8 and 9 (switch)" in page
     names = {path.stem for path in (tmp_path / "cka_over_time").glob("*.svg")}
     assert names == {
-        "cka_over_time", "cka_by_pair", "cka_depths", "cka_with_last", "cka_change",
+        "cka_over_time", "cka_by_pair", "cka_depths", "cka_steps", "cka_with_last", "cka_change",
         "cka_preparations",
     }  # fmt: skip
 

@@ -87,3 +87,36 @@ def test_drawing_needs_no_pyplot() -> None:
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_figure_shows_itself_as_its_report_has_it() -> None:
+    figure, ax = _axes()
+    ax.plot([0, 1], [0, 1])
+    picture, size = figure._repr_png_()
+    assert picture.startswith(b"\x89PNG")
+    assert size == {"width": 288, "height": 192}
+    again, _ = _axes()
+    again.axes[0].plot([0, 1], [0, 1])
+    assert picture == figures.rendered(again, suffix="png")
+
+
+def test_a_figure_that_was_shown_still_lays_itself_out() -> None:
+    figure, ax = _axes()
+    figure._repr_png_()
+    before = ax.get_position().x0
+    ax.set_ylabel("a\nlong\nlabel")
+    figure._repr_png_()
+    assert ax.get_position().x0 > before + 0.05
+
+
+def test_ipython_shows_a_figure_by_itself_and_in_its_own_way_where_it_has_one() -> None:
+    from matplotlib.figure import Figure
+
+    formatters = pytest.importorskip("IPython.core.formatters")
+    display, (figure, _) = formatters.DisplayFormatter(), _axes()
+    shown, _ = display.format(figure)
+    assert shown.keys() == {"image/png", "text/plain"}
+    # as `%matplotlib inline` does
+    display.formatters["image/png"].for_type(Figure, lambda figure: b"in its own way")
+    shown, _ = display.format(figure)
+    assert shown["image/png"] == b"in its own way"

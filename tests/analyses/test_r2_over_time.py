@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 
 from analyses import r2_over_time as analysis
+from analyses.comparison.units import unit_labels
 from analyses.r2_over_time import plot, plot_contrasts, r2_over_time
 from store.study import Study
 
@@ -211,6 +212,16 @@ def test_unfinished_run_and_run_without_steps_are_named(
     page = Path("docs/reports/part/r2_over_time/index.md").read_text(encoding="utf-8")
     assert "dense-seed1 has no finite losses at 1 of 3 steps" in page
     assert "At step 1, r²" in page
+
+
+def test_every_variable_of_a_result_says_what_it_is_and_in_which_units(study_folder: Path) -> None:
+    study = Study.open(study_folder)
+    loss = study.dataset("losses")["loss"].isel(step=[-1])
+    result = r2_over_time(loss, unit_labels(study.probe_set, "document"), n_resamples=10)
+    bare = [
+        name for name, v in result.variables.items() if not {"long_name", "units"} <= {*v.attrs}
+    ]
+    assert bare == []
 
 
 def test_losses_opened_by_plain_xarray_give_the_same(study_folder: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from markdown_it import MarkdownIt
 
 from analyses.reporting import figures
 from analyses.reporting.cohort import runs_sentence
+from analyses.reporting.origin import Origin
 from analyses.reporting.page import page
 from analyses.reporting.report import Drawing, Report, Table, as_csv, as_json, definition_of, write
 
@@ -29,6 +31,12 @@ References
 .. [2] Someone else (2021), doi:10.1000/xyz.
 """
 HOSTILE = "<script>alert('|')</script> `x` $y$"
+ORIGIN = Origin(
+    runs={HOSTILE: {"sha256": "0123456789abcdef", "steps": 3}},
+    code={"analyses/example.py": "fedcba9876543210"},
+    options={"--seed": 0},
+)
+MADE = {"created": "2024-01-01T00:00:00+00:00", "run_time_s": 1.5}
 
 
 @pytest.fixture
@@ -73,7 +81,7 @@ def test_docstring_gives_question_formula_and_references() -> None:
 
 
 def test_names_from_the_data_act_as_text_only(report: Report) -> None:
-    text = page(report)
+    text = page(report, ORIGIN, MADE)
     assert "<script>" not in text
     html = MarkdownIt("commonmark").enable("table").render(text)
     assert "<script>" not in html
@@ -83,7 +91,7 @@ def test_names_from_the_data_act_as_text_only(report: Report) -> None:
 
 
 def test_page_has_every_part(report: Report) -> None:
-    text = page(report)
+    text = page(report, ORIGIN, MADE)
     for part in (
         "# Is it so?",
         "![A curve](curve.svg)",
@@ -94,6 +102,10 @@ def test_page_has_every_part(report: Report) -> None:
         "[doi:10.1000/xyz](https://doi.org/10.1000/xyz).",
         "```bash\npython -m analyses.example small\n```",
         "Higher is more.",
+        "(3 steps, 0123456789ab)",
+        "1 files, ",
+        "[provenance.json](provenance.json)",
+        "Made at 2024-01-01T00:00:00+00:00 in 1.5 s.",
     ):
         assert part in text
 
@@ -113,26 +125,80 @@ def test_csv_has_a_row_for_each_point_and_two_columns_for_an_interval(report: Re
     assert lines == ["run,step,r2,r2_ci_lower,r2_ci_upper", "a,0,0.5,0.0,1.0", "a,4,,2.0,3.0"]
 
 
-def test_same_report_writes_the_same_files(report: Report, tmp_path: Path) -> None:
-    pages = [write(report, tmp_path / name) for name in ("one", "two")]
-    first, second = (
-        {path.name: path.read_bytes() for path in sorted(page.parent.iterdir())} for page in pages
-    )
+def written(report: Report, folder: Path) -> dict[str, bytes]:
+    """Content of all files in a folder after a report was written there."""
+    write(report, folder, ORIGIN, began=0.0)
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_same_report_writes_the_same_files_but_for_when_it_was_made(
+    report: Report, tmp_path: Path
+) -> None:
+    first, second = (written(report, tmp_path / name) for name in ("one", "two"))
+    assert list(first) == [
+        "curve.csv", "curve.png", "curve.svg", "draws.npz", "index.md", "provenance.json",
+        "results.json", "thumbnail.png",
+    ]  # fmt: skip
+    made = []
+    for files in (first, second):
+        provenance = json.loads(files.pop("provenance.json"))
+        made.append(provenance.pop("made"))
+        files["provenance"] = json.dumps(provenance).encode()
+        page, _, last = files["index.md"].rstrip().rpartition(b"\n")
+        assert last == f"Made at {made[-1]['created']} in {made[-1]['run_time_s']} s.".encode()
+        files["index.md"] = page
     assert first == second
-    assert set(first) == {
-        "index.md",
-        "curve.svg",
-        "curve.png",
-        "curve.csv",
-        "results.json",
-        "draws.npz",
-    }
-    with np.load(pages[0].parent / "draws.npz") as draws:
+    assert set(made[0]) == {"created", "run_time_s"}
+    with np.load(tmp_path / "one/draws.npz") as draws:
         np.testing.assert_array_equal(draws["draws"], report.result["draws"])
 
 
+def test_files_that_a_report_no_longer_brings_are_removed_and_no_others(
+    report: Report, tmp_path: Path
+) -> None:
+    folder = tmp_path / "report"
+    brings = replace(report, files=[("documents/0.js", b"0"), ("page.html", b"1")])
+    assert {"documents/0.js", "page.html", "curve.png"} <= set(written(brings, folder))
+    (folder / "notes.txt").write_text("mine")
+    (tmp_path / "outside.txt").write_text("mine")
+    kept = json.loads((folder / "provenance.json").read_text("utf-8"))
+    kept["files"] += ["../outside.txt", "never-written.csv"]
+    (folder / "provenance.json").write_text(json.dumps(kept), "utf-8")
+    left = written(replace(report, drawings=(), files=[("page.html", b"2")]), folder)
+    assert sorted(left) == [
+        "draws.npz", "index.md", "notes.txt", "page.html", "provenance.json", "results.json",
+    ]  # fmt: skip
+    assert not (folder / "documents").exists()
+    assert left["page.html"] == b"2"
+    assert (tmp_path / "outside.txt").exists()
+
+
+def test_a_report_that_was_interrupted_has_no_origin_and_is_cleaned_by_the_next(
+    report: Report, tmp_path: Path
+) -> None:
+    def breaks() -> Iterator[tuple[str, bytes]]:
+        yield "one.txt", b""
+        raise KeyboardInterrupt
+
+    written(replace(report, files=[("extra.txt", b"")]), tmp_path)
+    assert Origin.read(tmp_path) == ORIGIN
+    with pytest.raises(KeyboardInterrupt):
+        write(replace(report, files=breaks()), tmp_path, ORIGIN, began=0.0)
+    assert Origin.read(tmp_path) is None
+    assert "extra.txt" not in written(report, tmp_path)
+
+
+def test_a_thumbnail_is_small(report: Report, tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    written(report, tmp_path)
+    height, width = imread(tmp_path / "thumbnail.png").shape[:2]
+    assert (width, height) == (360, 360)
+
+
 def test_line_breaks_in_a_command_cannot_end_its_block(report: Report) -> None:
-    text = page(replace(report, command="python -m x 'a\n```\n<script>'"))
+    text = page(replace(report, command="python -m x 'a\n```\n<script>'"), ORIGIN, MADE)
     assert "\n```\n<script>" not in text
 
 
