@@ -39,7 +39,8 @@ from probes.losses import LossProbe
 from probes.predictions import PredictionProbe
 from probes.routing import RoutingProbe
 from store.durable import make_durable
-from store.provenance import hash_dataset, provenance
+from store.layout import hash_probe_set
+from store.provenance import provenance
 from store.run import Run
 from store.schema import variables_of
 
@@ -139,7 +140,7 @@ class Training:
         self.trainer = Trainer(job.run, job.study.train, stream, device=torch.device(job.device))
         self._own = own_rows(len(data.probe_set.token))
         target = torch.from_numpy(data.probe_set.target[self._own]).long()
-        self.probes = _probes(job.study, job.run, target)
+        self.probes = probes_of(job.study, job.run, target)
         self._recorded: list[dict[str, Tensor | float | int]] = []
 
     def finish(self, progress: Callable[[int, float], None]) -> None:
@@ -202,7 +203,7 @@ class Training:
 
     def _require_same(self, store: Run) -> None:
         """Refuse to go on with a store that was begun on another text or configuration."""
-        probe_set_hash = hash_dataset(_probe_set_dataset(self.data.probe_set))
+        probe_set_hash = hash_probe_set(_probe_set_dataset(self.data.probe_set))
         mine = self._made_from() | {"probe_set_hash": probe_set_hash}
         for name in ("config", "corpus_hash", "tokenizer_hash", "probe_set_hash"):
             if store.attrs.get(name) != mine[name]:
@@ -300,7 +301,9 @@ def _require_shares(batch_size: int, n_probe_sequences: int) -> None:
         )
 
 
-def _probes(study: StudyConfig, run: RunConfig, target: Int[Tensor, "sequence pos"]) -> list[Probe]:
+def probes_of(
+    study: StudyConfig, run: RunConfig, target: Int[Tensor, "sequence pos"]
+) -> list[Probe]:
     """The instruments for a run: losses, what the study asks for, and routing if it has experts."""
     probes: list[Probe] = [LossProbe(target)]
     cfg = study.train

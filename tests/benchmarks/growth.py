@@ -15,15 +15,13 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
-from large_study import LIMIT, Measured, measured, probe_set
+from large_study import LIMIT, Measured, kept_or_temporary, measured, probe_set
 from rich.console import Console
 from rich.table import Table
 
@@ -178,12 +176,9 @@ def main() -> int:
     parser.add_argument("folder", nargs="?", type=Path, help="keep the studies and reports there")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the table there")
     args = parser.parse_args()
-    console, folder = Console(width=130), args.folder or Path(tempfile.mkdtemp(prefix="growth-"))
-    try:
+    console = Console(width=130)
+    with kept_or_temporary(args.folder, "growth") as folder:
         found = grown(folder, console)
-    finally:
-        if args.folder is None:
-            shutil.rmtree(folder)
     console.print(table(found))
     if args.figures:
         draw(found, args.figures)

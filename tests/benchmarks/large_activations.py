@@ -16,24 +16,21 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
-import json
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from large_study import Measured, measured
+from large_study import ARMS, LIMIT, Measured, kept_or_temporary, measured, same_numbers
 from rich.console import Console
 from rich.table import Table
 
 from store.run import Run
 
-ARMS = {"dense": "dense", "dense_20": "dense", "switch": "moe", "hash": "moe"}
 N_POS = 16
 SEQUENCES_A_WORK = 5
-LIMIT, GROWTH = 4e9, 1.1
+GROWTH = 1.1
 SMALL = {"n_layers": 2, "n_tokens": 1600, "n_features": 24}
 
 
@@ -104,12 +101,6 @@ def commit_first(study: Path, n_steps: int) -> None:
             run.commit(step)
 
 
-def same_numbers(a: Path, b: Path) -> bool:
-    """Whether two reports hold the same results, and the same draws if there are any."""
-    here, there = (json.loads((report / "results.json").read_text()) for report in (a, b))
-    return all(here[part] == there[part] for part in ("finding", "coords", "data_vars", "draws"))
-
-
 def analysed(study: Path, report: Path, *flags: str) -> Measured:
     """Run the analysis whole."""
     command = [sys.executable, "-m", "analyses.cka_over_time", str(study), "--report", str(report)]
@@ -137,12 +128,8 @@ def main() -> int:
     if args.tokens % N_POS or min(args.steps) < 2:
         parser.error(f"give a multiple of {N_POS} tokens, and numbers of steps of at least 2")
 
-    folder = args.folder or Path(tempfile.mkdtemp(prefix="large-activations-"))
-    try:
+    with kept_or_temporary(args.folder, "large-activations") as folder:
         return benchmark(folder, args)
-    finally:
-        if args.folder is None:
-            shutil.rmtree(folder)
 
 
 def benchmark(folder: Path, args: argparse.Namespace) -> int:

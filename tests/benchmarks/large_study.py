@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,15 +140,27 @@ def resident_bytes(root: int) -> int:
 
 
 def same_numbers(a: Path, b: Path) -> bool:
-    """Whether two reports hold the same results and draws, bit by bit."""
+    """Whether two reports hold the same results, and draws if there are many, bit by bit."""
     here, there = (json.loads((report / "results.json").read_text()) for report in (a, b))
     if any(here[part] != there[part] for part in ("finding", "coords", "data_vars", "draws")):
         return False
+    if not here["draws"]:
+        return True
     with np.load(a / "draws.npz") as x, np.load(b / "draws.npz") as y:
         return x.files == y.files and all(
             np.array_equal(x[name], y[name], equal_nan=x[name].dtype.kind == "f")
             for name in x.files
         )
+
+
+@contextmanager
+def kept_or_temporary(folder: Path | None, name: str) -> Iterator[Path]:
+    """The folder that was asked for, or a temporary one, removed again."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix=f"{name}-") as temporary:
+        yield Path(temporary)
 
 
 def main() -> int:
@@ -158,12 +172,8 @@ def main() -> int:
     parser.add_argument("--unit", choices=("work", "document"), default="work")
     args = parser.parse_args()
 
-    folder = args.folder or Path(tempfile.mkdtemp(prefix="large-study-"))
-    try:
+    with kept_or_temporary(args.folder, "large-study") as folder:
         return benchmark(folder, args)
-    finally:
-        if args.folder is None:
-            shutil.rmtree(folder)
 
 
 def benchmark(folder: Path, args: argparse.Namespace) -> int:

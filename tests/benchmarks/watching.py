@@ -26,13 +26,10 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from models.config import ModelConfig, quick, reference_moe_switch
+from models.config import ModelConfig, RunConfig, quick, reference_moe_switch
+from models.training import probes_of
 from models.transformer import Transformer
-from probes.activations import ActivationProbe
-from probes.base import Probe, observe, spread_positions
-from probes.losses import LossProbe
-from probes.predictions import PredictionProbe
-from probes.routing import RoutingProbe
+from probes.base import observe
 from store.run import Run
 
 BATCH = 32
@@ -51,19 +48,6 @@ def settings() -> dict[str, Setting]:
     return {"quick": Setting(small, 160), "wide": Setting(wide, 160)}
 
 
-def probes_of(cfg: ModelConfig, target: torch.Tensor) -> list[Probe]:
-    """Those of the presets."""
-    train = quick().train
-    return [
-        LossProbe(target),
-        ActivationProbe(
-            train.activation_sites, spread_positions(cfg.n_ctx, train.activation_positions)
-        ),
-        PredictionProbe(spread_positions(cfg.n_ctx, train.prediction_positions)),
-        RoutingProbe(cfg.n_ctx),
-    ]
-
-
 def seconds(do: Callable[[], object]) -> tuple[float, float]:
     """By the clock, and of all processors."""
     wall, processor = time.perf_counter(), time.process_time()
@@ -77,7 +61,7 @@ def measured(setting: Setting, folder: Path, rounds: int) -> dict[str, list[tupl
     model = Transformer(cfg).eval()
     text = torch.randint(0, cfg.d_vocab, (setting.n_sequences, cfg.n_ctx + 1))
     token, target = text[:, :-1], text[:, 1:]
-    probes = probes_of(cfg, target)
+    probes = probes_of(quick(), RunConfig("switch", 0, cfg), target)
     seen = observe(model, token, probes, batch_size=BATCH)
     run = Run.create(
         folder / "run.zarr", xr.Dataset({"token": (("sequence", "pos"), token.int().numpy())}),
