@@ -66,6 +66,12 @@ def _process(app: "Sphinx", what: str, name: str, obj: Any, options: Any, lines:
     lines[:] = as_rst("\n".join(lines)).split("\n")
 
 
+def _skip(app: "Sphinx", what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out what matplotlib writes into each class made of one of its own."""
+    return True if getattr(obj, "__module__", "") == "matplotlib.artist" else None
+
+
 def setup(app: "Sphinx") -> dict[str, bool]:
     app.connect("autodoc-process-docstring", _process, priority=400)
+    app.connect("autodoc-skip-member", _skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
