@@ -106,10 +106,11 @@ class Experts(nn.Module):
         ends = counts.cumsum(0).to(torch.int32)
         dtype = torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
         member = F.one_hot(expert, len(counts)).to(dtype)  # gathers a bias, sums its gradient
+        # in place: what is added needs no array of its own, neither here nor for the gradient
         hidden = F.grouped_mm(x.to(dtype), self.w_in.to(dtype), offs=ends)
-        hidden = F.relu(torch.addmm(hidden, member, self.b_in.to(dtype)))
+        hidden = hidden.addmm_(member, self.b_in.to(dtype)).relu_()
         out = F.grouped_mm(hidden, self.w_out.to(dtype), offs=ends)
-        return torch.addmm(out, member, self.b_out.to(dtype))
+        return out.addmm_(member, self.b_out.to(dtype))
 
 
 class MoE(nn.Module):
