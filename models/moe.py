@@ -33,6 +33,9 @@ from models.distributed import mean_over_ranks, n_ranks, own_rows, sum_before
 
 UNGATED_INIT_SCALE = 0.0625
 ROUTER_NOISE = 0.01
+# A CPU compiles its bfloat16 products anew for each number of rows, for longer than it multiplies;
+# experts get multiples of this, with rows of zeros, so that few numbers occur.
+ROWS = 64
 
 
 class Router(nn.Module):
@@ -103,14 +106,27 @@ class Experts(nn.Module):
         self, x: Float[Tensor, "M D"], expert: Int[Tensor, "M"], counts: Int[Tensor, "E"]
     ) -> Float[Tensor, "M D"]:
         """Apply expert `expert[m]` to row m; rows are sorted by expert, `counts` rows for each."""
-        ends = counts.cumsum(0).to(torch.int32)
         dtype = torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
-        member = F.one_hot(expert, len(counts)).to(dtype)  # gathers a bias, sums its gradient
+        x, member = x.to(dtype), F.one_hot(expert, len(counts)).to(dtype)
+        if x.device.type != "cpu" or dtype == torch.float32:
+            return self._grouped(x, member, counts)
+        room = (counts + ROWS - 1) // ROWS * ROWS
+        shift = (room - counts).cumsum(0) - (room - counts)
+        place = torch.arange(len(x)) + shift[expert]
+        x, member = (y.new_zeros(int(room.sum()), y.shape[1]).index_copy(0, place, y)
+                     for y in (x, member))  # fmt: skip
+        return self._grouped(x, member, room).index_select(0, place)
+
+    def _grouped(
+        self, x: Float[Tensor, "M D"], member: Float[Tensor, "M E"], counts: Int[Tensor, "E"]
+    ) -> Float[Tensor, "M D"]:
+        """The same; `member` is one-hot: its products gather biases, and sum their gradients."""
+        ends = counts.cumsum(0).to(torch.int32)
         # in place: what is added needs no array of its own, neither here nor for the gradient
-        hidden = F.grouped_mm(x.to(dtype), self.w_in.to(dtype), offs=ends)
-        hidden = hidden.addmm_(member, self.b_in.to(dtype)).relu_()
-        out = F.grouped_mm(hidden, self.w_out.to(dtype), offs=ends)
-        return out.addmm_(member, self.b_out.to(dtype))
+        hidden = F.grouped_mm(x, self.w_in.to(x.dtype), offs=ends)
+        hidden = hidden.addmm_(member, self.b_in.to(x.dtype)).relu_()
+        out = F.grouped_mm(hidden, self.w_out.to(x.dtype), offs=ends)
+        return out.addmm_(member, self.b_out.to(x.dtype))
 
 
 class MoE(nn.Module):

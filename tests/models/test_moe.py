@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from models.config import ModelConfig
-from models.moe import MoE, Router
+from models.moe import ROWS, MoE, Router
 
 CFG = ModelConfig(
     d_model=16, n_layers=2, n_heads=2, n_ctx=8, d_vocab=300,
@@ -53,6 +53,28 @@ def test_grouped_products_equal_a_plain_loop_in_value_and_gradient(router, top_k
         grads.append([p.grad for p in moe.parameters() if p.grad is not None])
     torch.testing.assert_close(moe(x, token), plain_loop(moe, x, token))
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("counts", [[5, 0, 130, 1], [64, 128, 0, 64]])
+def test_products_in_bfloat16_have_few_numbers_of_rows_and_the_same_values(counts, monkeypatch):
+    experts, rows = moe_of("ungated").experts, []
+    grouped = F.grouped_mm
+    monkeypatch.setattr(
+        F, "grouped_mm", lambda x, w, *, offs: rows.extend(offs) or grouped(x, w, offs=offs)
+    )
+    x, grad = torch.randn(2, sum(counts), 16)
+    x.requires_grad_()
+    expert = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = experts(x, expert, torch.tensor(counts))
+    assert rows
+    assert not any(n % ROWS for n in rows)
+    member = F.one_hot(expert, 4).bfloat16()
+    plain = experts._grouped(x.bfloat16(), member, torch.tensor(counts))
+    wanted = [x, *experts.parameters()]
+    found = (torch.autograd.grad(y, wanted, grad.to(y)) for y in (out, plain))
+    for padded, exact in zip((out, *next(found)), (plain, *next(found)), strict=True):
+        assert (padded - exact).norm() < 0.005 * exact.norm()
 
 
 def test_the_language_model_loss_reaches_a_switch_router_and_no_ungated_one():
