@@ -3,6 +3,7 @@
     python -m store studies/quick                       what is in a study, and its problems
     python -m store studies/quick/dense-seed0.zarr      in one run, or several
     python -m store verify studies/quick                read everything, name what is damaged
+    python -m store s3://bucket/studies/quick           a study on object storage is told alike
 
 The first reads metadata alone and takes a second or so. Problems are, for example, a run that is
 unfinished, or was watched on another probe set than the rest; those that need no action are dim.
@@ -24,7 +25,6 @@ from pathlib import Path
 
 from rich.console import Console, Group
 
-from store.chunks import StoreError
 from store.contents import contents, opened
 from store.study import named_stores, newest_study
 from store.terminal import contents_shown, damage_shown, problems_shown, reading, size
@@ -37,11 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     everything = args.paths[:1] == ["verify"]
     try:
         paths = args.paths[everything:] or [_newest()]
-        if urls := [path for path in paths if "://" in str(path)]:
-            raise StoreError(f"{urls[0]} is a URL; copy it to a folder to look after it")
         command = _verify if everything else _describe
         return command(paths, as_json=args.json)
-    except StoreError as error:
+    except (ValueError, OSError) as error:
         print(f"store: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -60,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "paths",
         nargs="*",
         metavar="STUDY_OR_RUNS",
-        help="folder of a study, or some runs (default: the newest study under studies/)",
+        help="folder or URL of a study, or some runs (default: the newest study under studies/)",
     )
     parser.add_argument("--json", action="store_true", help="print the same as JSON")
     return parser

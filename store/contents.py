@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from store.chunks import StoreError
+from store.places import all_sizes
 from store.problems import Problem, leftovers, problems_among, problems_of, recorded
 from store.run import Run
 from store.study import named_stores, study_name
@@ -137,11 +137,7 @@ def _contents_of(run: Run) -> RunContents:
         groups=groups,
         probe_tokens=token.size if token is not None else None,
         tokens_per_step=_tokens_per_step(run),
-        disk_bytes=sum(
-            os.stat(os.path.join(folder, file)).st_size
-            for folder, _, files in os.walk(run.path)
-            for file in files
-        ),
+        disk_bytes=sum(all_sizes(run.path).values()),
         raw_bytes=sum(
             array.dtype.itemsize * math.prod(array.shape[1:]) * (array.shape[0] if n is None else n)
             for group, n in groups.items()

@@ -4,6 +4,7 @@ A URL (`s3://bucket/studies/seeds`) is an `upath.UPath`, which has the methods o
 that both are walked alike; what differs stands here.
 """
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,20 @@ def exists(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def all_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file below a folder, by its path there with "/", in order."""
+    if is_remote(folder):
+        root = folder.path.rstrip("/")  # type: ignore[attr-defined]
+        found = folder.fs.find(root, detail=True).items()  # type: ignore[attr-defined]
+        return {path.removeprefix(f"{root}/"): file["size"] or 0 for path, file in sorted(found)}
+    told = {}
+    for at, _, names in os.walk(folder):
+        for file in (Path(at, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):  # got another name as we looked
+                told[file.relative_to(folder).as_posix()] = file.stat().st_size
+    return dict(sorted(told.items()))
 
 
 def sizes(folder: Path) -> dict[str, int]:

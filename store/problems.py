@@ -1,6 +1,5 @@
 """What is wrong with the runs of a study, in words, told without reading what was recorded."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 
 from store.chunks import chunk_file, is_written, load
 from store.conform import OBSERVED
+from store.places import all_sizes
 from store.run import Run
 from store.schema import ADDED
 
@@ -45,11 +45,9 @@ def problems_of(run: Run) -> Iterator[Problem]:
             "trained now, give the command that trained it again, which goes on from there",
         )
     known = {"zarr.json", *run.groups}
-    for folder, _, files in os.walk(run.path):
-        for file in sorted(files):
-            if file.endswith(".partial"):
-                place = Path(folder, file).relative_to(run.path.parent)
-                yield _left(place.as_posix(), "write")
+    for file in all_sizes(run.path):
+        if file.endswith(".partial"):
+            yield _left(f"{run.path.name}/{file}", "write")
     for path in sorted(run.path.iterdir()):
         if path.name in ADDED and path.name not in run.groups:
             yield Problem(

@@ -25,6 +25,7 @@ import zarr
 
 from store.chunks import DamagedChunk, chunk_file, load, rows_per_file
 from store.layout import hash_probe_set
+from store.places import all_sizes
 from store.problems import other_streams, recorded
 from store.run import Run
 from store.schema import ADDED, Variable, variables_of
@@ -92,10 +93,11 @@ def stored_files(runs: Sequence[Run]) -> tuple[list[StoredFile], list[Damage]]:
     files: list[StoredFile] = []
     hidden: list[Damage] = []
     for run in runs:
+        on_disk = all_sizes(run.path)
         hiding: dict[Path, tuple[str, list[str]]] = {}
         for group in run.groups:
             try:
-                files += _files_of(run, group)
+                files += _files_of(run, group, on_disk)
             except DamagedChunk as error:
                 hiding.setdefault(error.file, (error.damage, []))[1].append(group)
         for path, (damage, groups) in hiding.items():
@@ -139,7 +141,7 @@ def verify(
         yield _damage(run, place, step, run.path / place, what)
 
 
-def _files_of(run: Run, group: str) -> Iterator[StoredFile]:
+def _files_of(run: Run, group: str, on_disk: Mapping[str, int]) -> Iterator[StoredFile]:
     part, arrays = run.part(group), run.arrays(group)
     if group in ADDED:
         arrays["committed"] = run.marks(group)
@@ -158,7 +160,7 @@ def _files_of(run: Run, group: str) -> Iterator[StoredFile]:
                 all_rows[number == n],
                 [first[number == n], *others],
                 path,
-                path.stat().st_size if path.exists() else 0,
+                on_disk.get(path.relative_to(run.path).as_posix(), 0),
             )
 
 

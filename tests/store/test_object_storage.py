@@ -1,5 +1,6 @@
 """Studies on a local S3 server that now and then fails."""
 
+import json
 import pickle
 import socket
 import threading
@@ -207,9 +208,52 @@ def test_a_server_that_asks_for_keys_is_named(monkeypatch: pytest.MonkeyPatch) -
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_commands_that_need_a_folder_refuse_a_url(capsys: pytest.CaptureFixture[str]) -> None:
-    assert look_after(["s3://bucket/plain"]) == 2
-    assert "s3://bucket/plain is a URL" in capsys.readouterr().err
+def test_a_study_on_s3_is_looked_after_as_one_on_disk(
+    s3: Server, make_run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("dense-0", "dense-1"):
+        run = make_run(name, committed=(0, 1))
+    folder, url = run.path.parent, "s3://bucket/kept/study"
+    (folder / "notes").write_text("x")
+    (run.path / "losses/loss/c/9.partial").write_text("x")
+    s3fs.S3FileSystem().put(str(folder), "bucket/kept/study", recursive=True)
+
+    def told(*arguments: str) -> tuple[int, dict[str, Any]]:
+        status = look_after(["--json", *arguments])
+        return status, json.loads(capsys.readouterr().out)
+
+    (status, here), (there_status, there) = told(str(folder)), told(url)
+    assert status == there_status == 1
+    assert there["problems"] == here["problems"]
+    assert there["runs"][0].pop("path") == f"{url}/dense-0.zarr"
+    assert there["runs"][0] == {k: v for k, v in here["runs"][0].items() if k != "path"}
+    assert there["runs"][0]["disk_bytes"] > 0
+    status, sound = told("verify", url)
+    assert (status, sound) == told("verify", str(folder))
+    assert (status, sound["damage"]) == (0, [])
+
+    place(f"{url}/dense-0.zarr/losses/loss/c/0/0/0").unlink()
+    (bad := place(f"{url}/dense-1.zarr/losses/loss/c/1/0/0")).write_bytes(bad.read_bytes()[:-1])
+    status, found = told("verify", url)
+    assert status == 1
+    assert [(d["run"], d["step"], d["what"].split()[0]) for d in found["damage"]] == [
+        ("dense-0", 0, "missing"), ("dense-1", 1, "damaged"),
+    ]  # fmt: skip
+    assert look_after([f"{url}/dense-0.zarr"]) == 1
+    assert "dense-0" in capsys.readouterr().out
+
+
+def test_a_wrong_url_is_2_and_one_line(s3: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert look_after(["s3://bucket/nothing"]) == 2
+    s3.fails = lambda method, path: True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(s3fs.S3FileSystem, "retries", 1)
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        assert look_after(["verify", "s3://bucket/nothing"]) == 2
+    absent, refused = capsys.readouterr().err.splitlines()
+    assert "s3://bucket/nothing does not exist" in absent
+    assert refused.startswith("store: ")
 
 
 def test_a_lost_chunk_is_damage(s3: Server, probe_set, observe) -> None:
