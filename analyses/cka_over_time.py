@@ -44,7 +44,7 @@ References
 ----------
 .. [1] Kornblith et al. (2019), arXiv:1905.00414 (CKA).
 .. [2] Nguyen, Raghu and Kornblith (2021), arXiv:2010.15327 (HSIC summed over minibatches).
-.. [3] Song et al. (2012), Journal of Machine Learning Research 13, 1393-1434 (unbiased HSIC).
+.. [3] Song et al. (2012), https://jmlr.org/papers/v13/song12a.html (unbiased HSIC).
 .. [4] Davari et al. (2022), arXiv:2210.16156 (what moves CKA, and what does not).
 .. [5] Efron and Stein (1981), doi:10.1214/aos/1176345462 (the jackknife estimate of variance).
 .. [6] Huh et al. (2024), arXiv:2405.07987 (mutual nearest neighbours).
@@ -70,7 +70,7 @@ from analyses.reporting.cka_figures import (
     plot_steps,
     plot_with_last,
 )
-from analyses.reporting.cka_tables import caveats, finding, tables
+from analyses.reporting.cka_tables import caveats, finding, most_changed, tables
 from analyses.reporting.report import Drawing, Report, definition_of
 from analyses.reporting.text import labels, listed
 from analyses.representation.cka import HEADLINE, Activations, cohort, grams_at
@@ -97,7 +97,7 @@ def cka_over_time(
     """Similarity of the representations of all runs, at every depth and step.
 
     Memory is that of the Gram matrices of one step and of the last step, `most_bytes` and a third
-    of it, and of what one run recorded at one step; it does not grow with the number of steps.
+    of it, and of a layer of one run at one step; a step adds its results alone.
 
     Parameters
     ----------
@@ -117,8 +117,9 @@ def cka_over_time(
     -------
     Dataset
         For g in `pair`, `kind`, `arms`: `g_cka (g, step, preparation, depth)` and `g_cka_mean (g,
-        step)`, averaged over depths of the first preparation, with `_ci` over units of text and
-        `_run_ci` over runs (`comparison.summary.summarize`, without draws). Of the first
+        step)`, averaged over depths of the first preparation (`averaged (step, depth)`, those that
+        no run lacks), with `_ci` over units of text and `_run_ci` over runs
+        (`comparison.summary.summarize`, without draws). Of the first
         preparation: `ceiling (step)` and `depth_ceiling (step, depth)`; `rho2 (contrast, step,
         depth)` and `rho2_mean (contrast, step)`; for x `with_last` and `change`, `run_x` and
         `arm_x` (`comparison.arm_means`); `shuffled (kind, step, depth)` and `largest_shuffled
@@ -285,7 +286,7 @@ def _drawings(result: xr.Dataset) -> Iterator[Drawing]:
             name="cka_change",
             title="How much each attention, and each MLP or experts, changes the residual stream",
             caption="1 - CKA of the residual stream before and after, row-normalised. Means over "
-            f"the runs of an arm. {_experts(result)}{both}",
+            f"the runs of an arm. {_experts(result)}{both} {most_changed(result.isel(step=-1))}",
             figure=plot_change(result),
             data={"cka_change": result[_intervals("arm_change")]},
         )

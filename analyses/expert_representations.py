@@ -9,7 +9,8 @@ chose; E_it is the output of expert i at token t, before any gate. Two experts h
     cosine   of E_it - m_i and E_jt - m_j at the same token, m_i = mean_t E_it: whether they write
              in the same direction
 
-both averaged over the pairs of experts of a layer. CKA is shown over all tokens, and over those
+both averaged over the pairs of experts of a layer; cosines were looked at in large models, too
+[6]_. CKA is shown over all tokens, and over those
 that chose one or the other. Copies of one expert have 1 and 1; a rotated copy has CKA 1 and a
 cosine about 0. Random experts have a large CKA too, since they read the same: step 0 says how
 large.
@@ -40,7 +41,7 @@ References
 .. [1] Kornblith et al. (2019), arXiv:1905.00414 (CKA).
 .. [2] Nguyen, Raghu and Kornblith (2021), arXiv:2010.15327 (unbiased HSIC summed over batches).
 .. [3] Gao et al. (2017), doi:10.1101/214262 (participation ratio).
-.. [4] Roy and Vetterli (2007), "The effective rank", EUSIPCO, 606-610.
+.. [4] Roy and Vetterli (2007), https://ieeexplore.ieee.org/document/7098875 (effective rank).
 .. [5] Efron and Stein (1981), doi:10.1214/aos/1176345462 (the jackknife estimate of variance).
 .. [6] Lo et al. (2024), arXiv:2406.18219 (similarity of the experts of trained models).
 """

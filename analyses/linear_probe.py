@@ -24,7 +24,8 @@ Accuracy is to be read beside
     control      a probe of labels dealt to token ids at random, in the shares of the classes
 
 and selectivity = accuracy - control [2]_. A representation that keeps the token id apart lets a
-probe learn any label of ids by heart, so that accuracy alone says little of how it is organised.
+probe learn any label of ids by heart, so that accuracy alone says little of how it is organised
+[4]_.
 
 Only classes with at least 20 tokens, in at least five units, are targets, of token ids at most the
 32 commonest; tokens of other classes are left out. All experts are kept.
@@ -68,7 +69,7 @@ from analyses.representation.probing import (
     router_choices,
     run_labels,
 )
-from analyses.representation.recorded import recorded_activations
+from analyses.representation.recorded import left_out, recorded_activations
 from analyses.statistics.probing import unit_folds
 from store.study import Study
 
@@ -91,7 +92,7 @@ def linear_probe(
 ) -> xr.Dataset:
     """Accuracy and selectivity of probes of every target, by run, step, layer and site.
 
-    The representations of one run, step and site are held at a time.
+    A layer of one run, step and site is held at a time, or a few small ones.
 
     Parameters
     ----------
@@ -184,7 +185,11 @@ def report(study: Study, options: cli.Options) -> Report:
         "label is easier to read than random labels of token ids; below 0, the probe reads the id "
         "better than the label. The current token is itself a label of ids: its selectivity is "
         "about 0 whatever the representation.",
-        caveats=(*caveats(result), *filter(None, [works_sentence(probe_set)])),
+        caveats=(
+            *caveats(result),
+            *left_out(study, activations),
+            *filter(None, [works_sentence(probe_set)]),
+        ),
         result=result,
         command=options.command,
         provenance=options.provenance,

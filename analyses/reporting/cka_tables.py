@@ -7,11 +7,12 @@ import xarray as xr
 
 from analyses.reporting import pairs
 from analyses.reporting.cka_figures import PREPARATION_TITLES
-from analyses.reporting.cohort import runs_sentence, works_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence, works_sentence
 from analyses.reporting.report import Table
 from analyses.reporting.text import interval, listed, number
 from analyses.representation.cka import HEADLINE, PREPARATIONS, Activations
 from analyses.representation.cka_measures import MOST_TOKENS, NEIGHBOURS
+from analyses.representation.recorded import left_out
 from store.study import Study
 
 _MOST_NAMED = 6
@@ -20,42 +21,51 @@ _MOST_NAMED = 6
 def finding(result: xr.Dataset) -> str:
     """The answer, with intervals and n."""
     last, first = result.isel(step=-1), result.isel(step=0)
-    start = listed(
-        f"{number(first['kind_cka_mean'].sel(kind=kind))} for {kind}"
-        for kind in result["kind"].values
-    )
-    unit = result["unit"].attrs["long_name"]
+    start = listed(number(value) for value in first["kind_cka_mean"].values)
+    used = f"{result.attrs['n_tokens_used']:,} tokens"
     sentences = [
-        f"At {pairs.place_text(last)}, CKA of row-normalised representations, averaged over "
-        f"{result.sizes['depth']} depths, is {listed(pairs.estimates(last, 'cka_mean'))} pairs; at "
-        f"{pairs.place_text(first)} it was {start}. Intervals are 95% ({result.sizes['unit']} "
-        f"{unit}s, {result.attrs['n_tokens_used']:,} tokens)."
+        f"At {pairs.place_text(last)}, CKA of representations, averaged over {_averaged(last)}, "
+        f"is {pairs.estimates(last, 'cka_mean')} pairs, from "
+        f"{start} at {pairs.place_text(first)}, with {bracketed(result, used)}."
     ]
-    apart: dict[bool, list[str]] = {True: [], False: []}
-    for contrast in result["contrast"].values if "contrast" in result.dims else ():
-        at = last.sel(contrast=contrast)
-        low, high = at["rho2_mean_run_ci"].values
-        if np.isfinite(low):
-            text = f"{contrast} ({number(at['rho2_mean'])}, over runs {interval(low, high)})"
-            apart[bool(high < 1)].append(text)
-    if apart[True]:
-        sentences.append(f"Less alike than seeds of one arm, rho2 below 1: {listed(apart[True])}.")
-    if apart[False]:
-        sentences.append(f"Not told to be less alike than seeds: {listed(apart[False])}.")
-    sentences += _most_changed(last)
+    if "contrast" in result.dims:
+        known = last.isel(
+            contrast=np.flatnonzero(last["rho2_mean_run_ci"].notnull().all("ci_bound"))
+        )
+        if known.sizes["contrast"]:
+            sentences.append(_least_alike(known))
     return " ".join([*sentences, runs_sentence(result["arm"].values)])
 
 
-def _most_changed(last: xr.Dataset) -> Iterator[str]:
+def _averaged(at: xr.Dataset) -> str:
+    """How many depths means over depths are of."""
+    n, n_averaged = at.sizes["depth"], int(at["averaged"].sum())
+    if n_averaged == n:
+        return f"{n} depths"
+    others = f"{n - n_averaged} left out, where a run has no CKA"
+    return f"{n_averaged} of {n} depths ({others})"
+
+
+def _least_alike(known: xr.Dataset) -> str:
+    """How many pairs of arms are less alike than seeds of one arm, and the least alike."""
+    n_apart = int((known["rho2_mean_run_ci"].sel(ci_bound="upper") < 1).sum())
+    least = known.isel(contrast=int(known["rho2_mean"].values.argmin()))
+    return (
+        f"{n_apart} of {known.sizes['contrast']} pairs of arms are less alike than seeds of one "
+        f"arm, rho2 below 1; it is lowest for {least['contrast'].item()}, "
+        f"{number(least['rho2_mean'])} ({interval(*least['rho2_mean_run_ci'].values)} over runs)."
+    )
+
+
+def most_changed(last: xr.Dataset) -> str:
     """The depth that differs most from the one before it, of any arm."""
     change = last["arm_change"].transpose("each_arm", "depth")
-    if bool(change.notnull().any()):
-        at = last.isel(change.argmax(("each_arm", "depth")))
-        yield (
-            f"What is added before depth {at['depth'].item()} of {at['each_arm'].item()} runs "
-            f"changes representations most: 1 - CKA {number(at['arm_change'])} "
-            f"({interval(*at['arm_change_ci'].values)})."
-        )
+    at = last.isel(change.argmax(("each_arm", "depth")))
+    return (
+        f"What is added before depth {at['depth'].item()} of {at['each_arm'].item()} runs "
+        f"changes representations most: 1 - CKA {number(at['arm_change'])} "
+        f"({interval(*at['arm_change_ci'].values)})."
+    )
 
 
 def tables(result: xr.Dataset) -> Iterator[Table]:
@@ -240,18 +250,7 @@ def _widths(result: xr.Dataset, activations: Activations) -> Iterator[str]:
 
 
 def _left_out(result: xr.Dataset, study: Study, activations: Activations) -> Iterator[str]:
-    silent = [run.name for run in study.runs if run.name not in activations]
-    if silent:
-        yield f"{listed(silent)} recorded no activations and take no part."
-    recorded: set[int] = set()
-    for run in study.runs:
-        if run.name in activations:
-            recorded |= {int(step) for step in run.dataset("activations")["step"].values}
-    if missing := sorted(recorded - set(result["step"].values.tolist())):
-        yield (
-            f"Steps {listed(f'{step:,}' for step in missing)} are left out, as not all runs "
-            "recorded them."
-        )
+    yield from left_out(study, activations)
     layers = {int(at) for d in activations.values() for at in d["layer"].values}
     if other := sorted(layers - set(result["layer"].values.tolist())):
         yield f"Layers {listed(other)} are left out, as not all runs have them."
@@ -272,6 +271,7 @@ def unusable(result: xr.Dataset) -> Iterator[str]:
         more = f", and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
         yield (
             f"Not finite, or the same for all tokens: {'; '.join(named[:_MOST_NAMED])}{more}. "
-            "These have no CKA; nor have their pairs there, the kinds and arms of these, and means "
-            "over depths."
+            "These have no CKA; nor have their pairs there, the kinds and arms of these, and other "
+            "measures of these at the last step. Means over depths leave such a depth out for all "
+            "runs, at that step alone: from step to step, they may be of other depths."
         )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from analyses.reporting.cohort import runs_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence
 from analyses.reporting.entropy_tables import by_arm
 from analyses.reporting.expert_output_figures import known_arms
 from analyses.reporting.report import Table
@@ -19,44 +19,29 @@ from analyses.statistics.expert_outputs import largest_participation
 def finding(result: xr.Dataset) -> str:
     """The answer at the last step beside step 0, with intervals and n."""
     first, last = result.isel(step=0), result.isel(step=-1)
-    unit, parts = result["unit"].attrs["long_name"], []
+    parts = []
     for arm in known_arms(result, "cosine"):
-        start, end = (at.sel(each_arm=arm) for at in (first, last))
+        start, end = first.sel(each_arm=arm), _last_of_all(result.sel(each_arm=arm))
+        where = ""
+        if end["step"] != last["step"]:
+            where = f" (at step {int(end['step']):,}, the last that all of them have)"
         parts.append(
             f"in {arm} runs CKA is {_estimate(end, 'cka')}, at step {int(first['step']):,} "
-            f"{_number(start['arm_cka_mean'])}, and the cosine {_estimate(end, 'cosine')}, at "
-            f"first {_number(start['arm_cosine_mean'])}"
+            f"{_number(start['arm_cka_mean'])}, and the cosine {_estimate(end, 'cosine')}"
+            f"{where}"
         )
-    sentences = [
-        f"Of two experts of one layer at step {int(last['step']):,}, averaged over pairs, layers "
-        f"and runs, {'; '.join(parts)}."
-    ]
-    ranks = [
-        f"{_estimate(last.sel(each_arm=arm), 'effective_rank', digits=1)} of {_width(result, arm)} "
-        f"in {arm} runs"
-        for arm in known_arms(result, "effective_rank")
-    ]
-    sentences.append(f"The outputs have an effective rank of {listed(ranks)}.")
-    beside = [
-        f"{_estimate(last.sel(each_arm=arm), 'cka_dense')} for {_compared(arm, result)}"
-        for arm in known_arms(result, "cka_dense")
-    ]
-    if beside:
-        sentences.append(f"With the MLP of a dense run at the same depth CKA is {listed(beside)}.")
-    ratios = [
-        f"{_estimate(last.sel(each_arm=arm), 'own_contrast')} in {arm} runs"
-        for arm in known_arms(result, "own_contrast")
-    ]
-    if ratios:
-        sentences.append(
-            "At the tokens routed to it an expert's output is longer than at others, beyond what "
-            f"other experts do there, by a factor of {listed(ratios)}."
-        )
+    tokens = f"{result.attrs['n_tokens']:,} tokens"
     return (
-        f"{' '.join(sentences)} In brackets 95% intervals over {result.sizes['unit']} {unit}s "
-        f"({result.attrs['n_tokens']:,} tokens), then over runs. "
+        f"Of two experts of one layer at step {int(last['step']):,}, averaged over pairs, layers "
+        f"and runs, {'; '.join(parts)}; with {bracketed(result, tokens)}. "
         f"{runs_sentence(result['arm'].values)}"
     )
+
+
+def _last_of_all(of_arm: xr.Dataset) -> xr.Dataset:
+    """The last step at which no run of an arm lacks a value, or the last step if there is none."""
+    known = np.flatnonzero((of_arm["arm_cka_mean"] + of_arm["arm_cosine_mean"]).notnull())
+    return of_arm.isel(step=known[-1] if len(known) else -1)
 
 
 def tables(result: xr.Dataset) -> Iterator[Table]:
@@ -165,6 +150,7 @@ def caveats(result: xr.Dataset, found: Outputs) -> Iterator[str]:
         "ranks keep the directions and move the variances along them."
     )
     yield from _dense(result, found)
+    yield from found.unshared
     measured = result["run_cosine_mean"].transpose("run", "step").notnull()
     is_moe = [str(run) in found.experts for run in result["run"].values]
     missing = [

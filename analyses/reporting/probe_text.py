@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import xarray as xr
 
-from analyses.reporting.cohort import runs_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence
 from analyses.reporting.text import interval, listed, number
 from analyses.representation.probe_targets import EXPERT, NEXT, PREVIOUS
 from analyses.routing.observed import router_notes
@@ -14,41 +13,40 @@ _TOLD = (NEXT, PREVIOUS)
 
 
 def finding(result: xr.Dataset) -> str:
-    """Two targets by arm, and which arms differ in accuracy, at the last step."""
-    unit, step = result["unit"].attrs["long_name"], int(result["step"][-1])
-    last, parts = result.isel(step=-1), []
-    for target in [t for t in _TOLD if t in result["target"]]:
-        at = last.sel(target=target)
-        of_arms = [
-            f"{number(of_arm['arm_accuracy_mean'])} "
-            f"({interval(*of_arm['arm_accuracy_mean_ci'].values)}) in {arm}"
-            for arm in result["each_arm"].values
-            for of_arm in [at.sel(each_arm=arm)]
-        ]
-        base = number(at["arm_lookup_mean"].isel(each_arm=0))
-        parts.append(f"{target} {listed(of_arms)}, with {base} for a lookup by token id")
-    differ = list(_apart(result))
+    """The accuracy of each arm for one target, and where arms differ, at the last step."""
+    last = result.isel(step=-1)
+    target = next((t for t in _TOLD if t in last["target"]), str(last["target"].values[0]))
+    at = last.sel(target=target)
+    of_arms = [
+        f"{number(of_arm['arm_accuracy_mean'])} "
+        f"({interval(*of_arm['arm_accuracy_mean_ci'].values)}) in {arm}"
+        for arm in at["each_arm"].values
+        for of_arm in [at.sel(each_arm=arm)]
+    ]
+    counted = f"{int(at['target_tokens']):,} tokens"
+    base = number(at["arm_lookup_mean"].isel(each_arm=0))
     return (
-        f"Accuracy at step {step:,}, averaged over layers and sites: {'; '.join(parts)}. "
-        f"Intervals are 95% over {result.sizes['unit']} {unit}s. Differences of arms that both "
-        "intervals, over text and over runs, keep away from 0, without correction for their "
-        f"number: {'; '.join(differ) or 'none'}. {runs_sentence(result['arm'].values)}"
+        f"At step {int(last['step']):,}, averaged over layers and sites, a linear probe reads the "
+        f"{target} with an accuracy of {listed(of_arms)}, where a lookup by token id has {base}, "
+        f"with {bracketed(result, counted, over_runs=False)}. {_apart(last)}"
+        f"{runs_sentence(result['arm'].values)}"
     )
 
 
-def _apart(result: xr.Dataset) -> Iterator[str]:
-    """For each arm, the targets where its accuracy differs by both intervals."""
+def _apart(last: xr.Dataset) -> str:
+    """How often an arm differs from the first one by both intervals."""
+    known = int(last["accuracy_difference"].notnull().sum())
+    if not known:
+        return ""
     low, high = (
-        np.stack([result[f"accuracy_difference{suffix}"].transpose("ci_bound", ...).values[end]
-                  for suffix in ("_ci", "_run_ci")])
-        for end in (0, 1)
-    )  # fmt: skip
-    base = result["first_arm"].values.astype(str)
-    for way, away in (("above", np.all(low > 0, axis=0)), ("below", np.all(high < 0, axis=0))):
-        for arm, of_arm in zip(result["each_arm"].values, away, strict=True):
-            for first in dict.fromkeys(base[of_arm]):
-                where = result["target"].values[of_arm & (base == first)]
-                yield f"{arm} {way} {first} in {listed(where)}"
+        [last[f"accuracy_difference{suffix}"].sel(ci_bound=end) for suffix in ("_ci", "_run_ci")]
+        for end in ("lower", "upper")
+    )
+    apart = ((low[0] > 0) & (low[1] > 0)) | ((high[0] < 0) & (high[1] < 0))
+    return (
+        f"Arms differ by the intervals over text and over runs, uncorrected, in {int(apart.sum())} "
+        f"of {known} comparisons. "
+    )
 
 
 def caveats(result: xr.Dataset) -> Iterator[str]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from analyses.comparison.unanswerable import Unanswerable
 from analyses.comparison.units import token_units
 from analyses.comparison.walk import Compared
+from analyses.representation.recorded import by_layer
 from analyses.statistics.minibatch_cka import (
     Grams,
     Preprocessing,
@@ -140,15 +141,14 @@ def common_depths(activations: Activations) -> tuple[Depth, ...]:
 
 
 def representations(cohort: Cohort, run: str, step: int) -> Iterator[NDArray]:
-    """Of one run, at each depth: (token used, feature). Each site is read once."""
+    """Of one run, at each depth: (token used, feature). Nothing is read twice."""
     at = cohort.activations[run].isel(step=step)
-    layers = at["layer"].values.tolist()
-    values = {
-        site: at[site].transpose("layer", "sequence", "pos", "d_model").values
+    layers = {
+        site: by_layer(at[site].sel(layer=[layer for layer, s in cohort.depths if s == site]))
         for site in dict.fromkeys(site for _, site in cohort.depths)
     }
-    for layer, site in cohort.depths:
-        yield _of_tokens_used(cohort, values[site][layers.index(layer)])
+    for _, site in cohort.depths:
+        yield _of_tokens_used(cohort, next(layers[site]).values)
 
 
 def representation(cohort: Cohort, run: str, step: int, depth: int) -> NDArray:

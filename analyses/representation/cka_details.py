@@ -14,7 +14,7 @@ from analyses.representation.cka import (
     PREPARED,
     Cohort,
     grams_of,
-    representations,
+    representation,
     similarity,
 )
 from analyses.statistics.correlation import fisher_z
@@ -100,7 +100,7 @@ def step_by_step(
     """CKA of every two steps of one run at each depth, for the first run of each arm.
 
     Steps are all those recorded, or 20 as evenly spread among them as can be, or as many as have
-    Gram matrices of `most_bytes` at all depths of a run; first and last are always among them.
+    Gram matrices of `most_bytes` at one depth; first and last are always among them.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def step_by_step(
     Dataset
         `within (within_run, depth, at_step, other_step)` with `within_ci` over units of text.
     """
-    bytes_a_step = 4 * len(cohort.depths) * sum(len(batch) ** 2 for batch in cohort.batches)
+    bytes_a_step = 4 * sum(len(batch) ** 2 for batch in cohort.batches)
     most = max(2, min(MOST_STEPS, most_bytes // bytes_a_step))
     shown = np.unique(np.linspace(0, step.size - 1, min(most, step.size)).round().astype(int))
     names, arms = runs["run"].values.astype(str), runs["arm"].values
@@ -135,12 +135,10 @@ def _within(
     cohort: Cohort, shown: NDArray[np.intp], level: float, run: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(depth, step, step), and its interval (depth, step, step, ci_bound)."""
-    by_step = [
-        [grams_of(cohort, x, PREPARED[HEADLINE]) for x in representations(cohort, run, int(at))]
-        for at in shown
-    ]
     values, intervals = [], []
-    for grams in zip(*by_step, strict=True):
+    for depth in range(len(cohort.depths)):
+        of_steps = (representation(cohort, run, int(at), depth) for at in shown)
+        grams = [grams_of(cohort, x, PREPARED[HEADLINE]) for x in of_steps]
         z, without = map(fisher_z, similarity(cohort, grams))
         values.append(np.tanh(z))
         intervals.append(np.tanh(jackknife(z, without, level=level).ci))

@@ -46,23 +46,47 @@ def step_summary(
     found = at_step(cohort, last, permutations, step)
     estimate, deleted = _pairs(found.between)
     first, first_deleted = _headline(estimate), _headline(deleted)
+    unusable = np.isnan(np.einsum("pdrr->pdr", found.between.estimate)).any(axis=0)
+    averaged = averaged_depths(unusable)
+    mean, mean_deleted = (_over_depths(_z(at), averaged) for at in (first, first_deleted))
     parts = [
         summarize("cka", _z(estimate), _z(deleted), runs, scale=R, long_name="CKA", level=level),
         summarize(
-            "cka_mean", _over_depths(_z(first)), _over_depths(_z(first_deleted)), runs,
-            scale=R, long_name="CKA, mean over depths", level=level,
+            "cka_mean", mean, mean_deleted, runs, scale=R, long_name="CKA, mean over depths",
+            level=level,
         ),
-        _ratios(first, first_deleted, runs, level=level),
+        _ratios(first, first_deleted, runs, averaged, level=level),
         _of_single_runs("with_last", found.with_last, runs, scale=R,
                         long_name="CKA with the run's own last step", level=level),
         _of_single_runs("change", found.with_before, runs, scale=CHANGE,
                         long_name="1 - CKA with the depth before", level=level),
     ]  # fmt: skip
     parts += [*_ceilings(parts[0], parts[1], level=level), _shuffles(found, parts[0])]
-    unusable = np.isnan(np.einsum("pdrr->pdr", found.between.estimate)).any(axis=0)
-    parts.append(xr.Dataset({"unusable": (("depth", "run"), unusable, labels("has no CKA"))}))
+    parts.append(
+        xr.Dataset(
+            {
+                "unusable": (("depth", "run"), unusable, labels("has no CKA")),
+                "averaged": ("depth", averaged, labels("is in means over depths")),
+            }
+        )
+    )
     result = xr.merge(parts, compat="override", join="exact")
     return result.drop_vars([n for n in map(str, result.data_vars) if _is_draw(n)])
+
+
+def averaged_depths(unusable: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Depths that means are over, the same for all pairs: those usable in every run, (depth).
+
+    A run that is usable nowhere has no mean whatever the depths are, and does not count. If no
+    depth is left, all are taken.
+
+    Parameters
+    ----------
+    unusable : (depth, run)
+    """
+    counted = unusable[:, ~unusable.all(axis=0)]
+    averaged = np.logical_not(counted.any(axis=1))
+    return averaged if averaged.any() else np.ones_like(averaged)
 
 
 def joined(steps: Sequence[xr.Dataset], step: xr.DataArray, depths: Sequence[Depth]) -> xr.Dataset:
@@ -106,8 +130,8 @@ def _z(r: xr.DataArray) -> xr.DataArray:
     return r.copy(data=fisher_z(r.values))
 
 
-def _over_depths(at: xr.DataArray) -> xr.DataArray:
-    return at.mean("depth", skipna=False)
+def _over_depths(at: xr.DataArray, averaged: NDArray[np.bool_]) -> xr.DataArray:
+    return at.isel(depth=averaged).mean("depth", skipna=False)
 
 
 def _of_single_runs(
@@ -120,7 +144,12 @@ def _of_single_runs(
 
 
 def _ratios(
-    cka: xr.DataArray, deleted: xr.DataArray, runs: xr.Dataset, *, level: float
+    cka: xr.DataArray,
+    deleted: xr.DataArray,
+    runs: xr.Dataset,
+    averaged: NDArray[np.bool_],
+    *,
+    level: float,
 ) -> xr.Dataset:
     """`rho2` of each two arms at each depth, and `rho2_mean` of geometric means over depths.
 
@@ -131,7 +160,7 @@ def _ratios(
         arm_contrasts(_z(xr.ufuncs.exp(a)), _z(xr.ufuncs.exp(b)), runs, level=level)
         for a, b in (
             (logs, logs_deleted),
-            (_over_depths(logs), _over_depths(logs_deleted)),
+            (_over_depths(logs, averaged), _over_depths(logs_deleted, averaged)),
         )
     )
     kept = ["rho2", "rho2_ci", "rho2_run_ci"]

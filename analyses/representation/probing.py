@@ -1,4 +1,4 @@
-"""Probes of all runs over training: one site of one run and step is read at a time."""
+"""Probes of all runs over training: of one run and step, a few layers are held at a time."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from analyses.comparison.walk import Progress, mapped
 from analyses.representation.probe_targets import EXPERT, Places, next_router
+from analyses.representation.recorded import by_layer
 from analyses.statistics.probe_baselines import control_labels, lookup, majority
 from analyses.statistics.probing import predicted
 from store.study import Study
@@ -165,9 +166,7 @@ def _measured(
     found = np.full((len(COUNTED), len(layers), *shape), np.nan, dtype=np.float32)
     of_router = _expert_tasks(choices.get(run), int(of_run["step"]), text)
     for site, name in enumerate(sites):
-        # a chunk holds all layers
-        values = of_run[name].transpose("layer", "sequence", "pos", "d_model").load()
-        for at in values:
+        for at in by_layer(of_run[name]):
             depth = int(at["layer"])
             tasks, baselines = list(text.tasks), text.baselines
             router = next_router(np.array(list(of_router)), depth, str(name))

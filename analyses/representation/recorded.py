@@ -1,11 +1,18 @@
-"""Which runs of a study recorded activations, and where all of them did."""
+"""Which runs of a study recorded activations, where all of them did, and how they are read."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from analyses.comparison.unanswerable import Unanswerable
+from analyses.reporting.text import listed
 from store.run import Run
 from store.study import Study
+
+_READ_BYTES = 32 * 2**20
+_MOST_NAMED = 6
 
 
 def recorded_activations(study: Study, *, at_least: int = 1) -> dict[str, xr.Dataset]:
@@ -55,6 +62,49 @@ def recorded_activations(study: Study, *, at_least: int = 1) -> dict[str, xr.Dat
         str(found[name]["architecture"].item()) != "dense", str(found[name]["arm"].item()), name,
     ))  # fmt: skip
     return {name: found[name][sites].sel(common) for name in order}
+
+
+def left_out(study: Study, activations: Mapping[str, xr.Dataset]) -> Iterator[str]:
+    """Which runs take no part, and what some of the others recorded that is not compared."""
+    silent = [run.name for run in study.runs if run.name not in activations]
+    if silent:
+        yield f"{listed(silent)} recorded no activations and take no part."
+    found = [run.dataset("activations") for run in study.runs if run.name in activations]
+    recorded: dict[str, list[set[Any]]] = {"sites": [set(d.data_vars) for d in found]}
+    for what, dim in (("steps", "step"), ("sequences", "sequence"), ("positions", "pos")):
+        recorded[what] = [set(d[dim].values.tolist()) for d in found]
+    yield from unshared(recorded)
+
+
+def unshared(recorded: Mapping[str, Sequence[set[Any]]]) -> Iterator[str]:
+    """That only what all runs recorded is compared, with what is left out, if anything is.
+
+    Parameters
+    ----------
+    recorded : for each sort of place, in the plural, the places of each run.
+    """
+    parts = []
+    for what, of_runs in recorded.items():
+        every = set[Any]().union(*of_runs)
+        if lost := sorted(every - set.intersection(*of_runs)):
+            named = [f"{place:,}" if what == "steps" else str(place) for place in lost]
+            if len(named) > _MOST_NAMED:
+                named[_MOST_NAMED:] = [f"{len(named) - _MOST_NAMED} more"]
+            parts.append(f"{len(lost)} of {len(every)} {what} ({listed(named)})")
+    if parts:
+        yield f"Only what all runs recorded is compared. Left out: {'; '.join(parts)}."
+
+
+def by_layer(site: xr.DataArray) -> Iterator[xr.DataArray]:
+    """Each layer (sequence, pos, d_model) of a site (layer, ...) at one step.
+
+    As many layers are read at a time as have 32 MiB together, or one: reading takes three times the
+    memory of what is read, and several small layers share a chunk.
+    """
+    site = site.transpose("layer", "sequence", "pos", "d_model")
+    n = max(1, _READ_BYTES * site.sizes["layer"] // site.nbytes)
+    for start in range(0, site.sizes["layer"], n):
+        yield from site.isel(layer=slice(start, start + n)).compute()
 
 
 def _recorded(run: Run) -> bool:

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from analyses.comparison.unanswerable import Unanswerable
+from analyses.representation.recorded import unshared
 from store.run import Run
 from store.study import Study
 
@@ -22,6 +23,7 @@ class Outputs(NamedTuple):
         `resid_mid` and `resid_post`, whose difference it is.
     lacking : dense runs that did not, or elsewhere.
     subtracted : dense runs of which it is that difference.
+    unshared : what some of the MoE runs have and others do not, in a sentence, if anything.
     """
 
     experts: dict[str, xr.DataArray]
@@ -29,6 +31,7 @@ class Outputs(NamedTuple):
     dense: dict[str, xr.Dataset]
     lacking: tuple[str, ...]
     subtracted: tuple[str, ...]
+    unshared: tuple[str, ...]
 
 
 def recorded_outputs(study: Study) -> Outputs:
@@ -63,6 +66,10 @@ def recorded_outputs(study: Study) -> Outputs:
             f"the experts of runs {', '.join(experts)} were run nowhere in common: no {empty[0]} "
             "is shared; give the paths of runs that were measured alike"
         )
+    recorded = {
+        what: [set(x[dim].values.tolist()) for x in experts.values()]
+        for what, dim in (("layers", "layer"), ("sequences", "sequence"), ("positions", "pos"))
+    }
     experts = {name: x.sel(common) for name, x in experts.items()}
     chosen = {run.name: run.dataset("routing")["expert_index"].sel(common) for run in measured}
     dense, lacking, subtracted = {}, [], []
@@ -75,7 +82,9 @@ def recorded_outputs(study: Study) -> Outputs:
             dense[run.name] = found.sel(sequence=common["sequence"], pos=common["pos"])
             if "mlp_out" not in found:
                 subtracted.append(run.name)
-    return Outputs(experts, chosen, dense, tuple(lacking), tuple(subtracted))
+    return Outputs(
+        experts, chosen, dense, tuple(lacking), tuple(subtracted), tuple(unshared(recorded))
+    )
 
 
 def _mlp_sites(run: Run) -> xr.Dataset | None:

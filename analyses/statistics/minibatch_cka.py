@@ -76,7 +76,8 @@ def normalised(x: NDArray, *, how: Preprocessing = "raw") -> NDArray:
     if how == "rows":
         finite_mean(x)
         length = np.sqrt(np.einsum("tf,tf->t", x, x, dtype=np.float64))[:, None]
-        x = (x / np.where(length > 0, length, 1)).astype(x.dtype)
+        # divided in float64, without an array of it
+        x = np.divide(x, np.where(length > 0, length, 1), out=np.empty_like(x), casting="same_kind")
     values = centred(x)
     if how != "z":
         return values
@@ -161,12 +162,15 @@ def gram_features(x: NDArray, batches: Sequence[NDArray[np.intp]]) -> Grams:
             f"HSIC1 needs batches of at least {_LEAST} tokens, there is "
             f"{f'one of {short[0]}' if short else 'none'}; deal tokens with `batches`"
         )
+    # views of one array, which memory has back whole; thousands of small ones would leave holes
+    sizes = [len(batch) for batch in batches]
+    held = np.split(np.empty(sum(n * n for n in sizes), x.dtype), np.cumsum(np.square(sizes))[:-1])
     grams, constant = [], True
-    for batch in batches:
+    for batch, n, place in zip(batches, sizes, held, strict=True):
         taken = x[batch]
         mean = finite_mean(taken)
         taken -= mean.astype(x.dtype)
-        gram = taken @ taken.T
+        gram = np.matmul(taken, taken.T, out=place.reshape(n, n))
         constant = constant and not varies(float(gram.trace()), mean, like=taken)
         grams.append(u_centred(gram))
     if constant:

@@ -191,7 +191,7 @@ def test_steps_are_as_many_as_memory_allows_and_the_last_is_among_them() -> None
         unit=xr.DataArray(np.arange(6), dims="sequence"),
     )
     shared, step = _cohort(many), xr.DataArray(list(steps), dims="step")
-    a_step = 4 * 2 * 36
+    a_step = 4 * 36  # Gram matrices of one depth
     for most_bytes, n in ((2**30, 20), (7 * a_step + 1, 7), (1, 2)):
         found = cka_details.step_by_step(shared, _runs(many), step, most_bytes=most_bytes)
         assert found["at_step"].size == n

@@ -210,7 +210,13 @@ def test_a_layer_without_cka_is_named_and_leaves_the_others(runs: dict[str, xr.D
     assert kinds.sel(kind="MoE-MoE", step=2, depth="1 mid").isnull()
     assert kinds.sel(kind="dense-dense", step=2).notnull().all()
     assert kinds.sel(kind="dense-dense", step=8, depth="0 post").isnull()
-    assert "\N{EN DASH} for dense-dense" in finding(result)
+    assert "averaged over 3 of 4 depths (1 left out, where a run has no CKA)" in finding(result)
+    left = kinds.sel(step=8).drop_sel(depth="0 post").transpose("kind", "depth").values
+    assert np.isfinite(left).all()
+    np.testing.assert_allclose(
+        result["kind_cka_mean"].sel(step=8), np.tanh(np.arctanh(left).mean(axis=1)), atol=0.02
+    )
+    assert "averaged over 4 depths" in finding(result.isel(step=[0]))
     assert list(unusable(result.isel(step=[0]))) == []
     assert all(table.rows for table in tables(result))
     measured = result["kind_measured"]
@@ -227,7 +233,7 @@ def test_one_run_has_nothing_to_be_compared_with(runs: dict[str, xr.Dataset]) ->
 def write(probe_set: xr.Dataset) -> Callable[..., Path]:
     """Write a study of three runs whose activations are of one layer and twelve documents."""
 
-    def written(folder: Path, *, recorded: int = 3) -> Path:
+    def written(folder: Path, *, recorded: int = 3, more_places: bool = False) -> Path:
         folder.mkdir(parents=True)
         rng, n = np.random.default_rng(3), 24
         common = rng.standard_normal((2, 1, n, 2, 4))
@@ -240,6 +246,9 @@ def write(probe_set: xr.Dataset) -> Callable[..., Path]:
                 {"resid_mid": (dims, mid), "resid_post": (dims, post)},
                 {"layer": [1], "sequence": np.arange(n), "pos": [3, 11]},
             )
+            if more_places and i == 0:
+                sites = sites.assign(resid_pre=sites["resid_mid"])
+                sites = xr.concat([sites, sites.assign_coords(pos=[5, 7])], dim="pos")
             observed = losses | ({"activations": sites} if i < recorded else {})
             labels = {
                 "arm": arm,
@@ -276,6 +285,19 @@ def test_the_report_of_a_study_has_all_its_parts(
         "cka_over_time", "cka_by_pair", "cka_depths", "cka_steps", "cka_with_last", "cka_change",
         "cka_preparations",
     }  # fmt: skip
+
+
+def test_places_that_not_all_runs_recorded_are_named(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "studies" / "more", recorded=2, more_places=True)
+    assert analysis.main([str(folder), "--report", str(tmp_path)]) == 0
+    page = (tmp_path / "cka_over_time" / "index.md").read_text(encoding="utf-8")
+    assert "switch-seed2 recorded no activations and take no part." in page
+    assert (
+        "Only what all runs recorded is compared. Left out: 1 of 3 sites (resid_pre); 2 of 4 "
+        "positions (5 and 7)." in page
+    )
 
 
 def test_a_study_with_too_few_recorded_runs_is_refused_with_a_remedy(

@@ -160,6 +160,13 @@ def test_page_names_what_is_missing(folder: Path, tmp_path: Path, capsys) -> Non
     page = (tmp_path / "expert_representations/index.md").read_text()
     assert "in switch runs CKA is" in page
     assert "switch-seed1 (1 of 2 steps)" in page
+    # the answer is of the last step that both runs have, with its interval
+    assert re.search(
+        r"and the cosine -?\d\.\d{3} \(-?\d\.\d{3} to [^)]*\) \(at step 0, the last that all of "
+        "them have\\)",
+        page,
+    )
+    assert "Only what all runs recorded" not in page
     assert "There is no dense MLP to compare with" in page
     assert not re.search(r"\bnan\b", page)
     for name in ("experts_in_common", "expert_ranks_and_norms", "experts_by_pair"):
@@ -174,6 +181,24 @@ def test_outputs_are_read_where_all_runs_have_them(folder: Path) -> None:
     for name, outputs in found.experts.items():
         assert outputs["sequence"].values.tolist() == list(range(4, 24))
         assert found.chosen[name]["pos"].values.tolist() == [3, 9]
+
+
+def test_places_that_not_all_runs_measured_are_named(
+    write_study: Callable[..., Path], tmp_path: Path, capsys
+) -> None:
+    names = ["switch-seed0", "switch-seed1"]
+    path = write_study(tmp_path / "studies" / "other", dict.fromkeys(names, "switch"))
+    for name, n_pos in zip(names, (3, 2), strict=True):
+        values = np.random.default_rng(0).standard_normal((2, 4, 20, n_pos, 5)).astype("float16")
+        where = {"layer": [1, 3], "sequence": range(4, 24), "pos": [3, 9, 11][:n_pos]}
+        one = xr.Dataset({"output": (DIMS[1:], values)}, where)
+        run = Run.open(path / f"{name}.zarr").add_group("expert_outputs", one, attrs={})
+        run.write(0, {"expert_outputs": one})
+        run.commit(0, group="expert_outputs")
+    assert analysis.main([str(path), "--unit", "document", "--report", str(tmp_path)]) == 0
+    page = (tmp_path / "expert_representations/index.md").read_text()
+    assert "Only what all runs recorded is compared. Left out: 1 of 3 positions (11)." in page
+    capsys.readouterr()
 
 
 def test_a_study_without_outputs_names_the_command(study_folder: Path, capsys) -> None:

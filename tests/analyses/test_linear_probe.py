@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,31 +215,36 @@ def written(
     """The same runs on disk, switch runs with a router by token id; a folder of a study."""
     folder = tmp_path_factory.mktemp("studies") / "small"
     folder.mkdir()
-    index = np.broadcast_to((text["token"].values % 4)[None, ..., None], (1, 48, N_POS, 1))
     for run, of_run in activations.items():
-        arm = RUNS[run]
-        known = {"arm": arm, "architecture": "moe" if arm == "switch" else "dense",
-                 "router": arm if arm == "switch" else "none", "seed": int(run[-1]),
-                 "n_experts": 4}  # fmt: skip
-        observed = [
-            {
-                "losses": xr.Dataset({"loss": (("sequence", "pos"), np.ones((48, N_POS)))}),
-                "activations": of_run.sel(step=step, drop=True).drop_vars(
-                    ["arm", "architecture", "router", "n_experts"]
-                ),
-            }
-            for step in (0, 8)
-        ]
-        for at in observed:
-            if arm == "switch":
-                dims = ("layer", "sequence", "pos", "top_k")
-                at["routing"] = xr.Dataset({"expert_index": (dims, index)}, {"layer": [1]})
-        made = Run.create(folder / f"{run}.zarr", text.drop_vars(["pos", "sequence"]), observed[0],
-                          steps=[0, 8], training_steps=8, attrs={}, coordinates=known)  # fmt: skip
-        for step, at in zip((0, 8), observed, strict=True):
-            made.write(step, at)
-            made.commit(step)
+        _write(folder, run, of_run, text)
     return folder
+
+
+def _write(folder: Path, run: str, of_run: xr.Dataset, text: xr.Dataset) -> None:
+    """A run of two steps."""
+    index = np.broadcast_to((text["token"].values % 4)[None, ..., None], (1, 48, N_POS, 1))
+    arm = RUNS.get(run, "dense")
+    known = {"arm": arm, "architecture": "moe" if arm == "switch" else "dense",
+             "router": arm if arm == "switch" else "none", "seed": int(run[-1]),
+             "n_experts": 4}  # fmt: skip
+    observed = [
+        {
+            "losses": xr.Dataset({"loss": (("sequence", "pos"), np.ones((48, N_POS)))}),
+            "activations": of_run.sel(step=step, drop=True).drop_vars(
+                ["arm", "architecture", "router", "n_experts"]
+            ),
+        }
+        for step in (0, 8)
+    ]
+    for at in observed:
+        if arm == "switch":
+            dims = ("layer", "sequence", "pos", "top_k")
+            at["routing"] = xr.Dataset({"expert_index": (dims, index)}, {"layer": [1]})
+    made = Run.create(folder / f"{run}.zarr", text.drop_vars(["pos", "sequence"]), observed[0],
+                      steps=[0, 8], training_steps=8, attrs={}, coordinates=known)  # fmt: skip
+    for step, at in zip((0, 8), observed, strict=True):
+        made.write(step, at)
+        made.commit(step)
 
 
 def test_command_writes_a_page_of_what_was_planted(written: Path, tmp_path: Path) -> None:
@@ -253,6 +259,16 @@ def test_command_writes_a_page_of_what_was_planted(written: Path, tmp_path: Path
     assert "switch less dense" in page
     rows = (folder / "accuracy_by_depth.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 1 + 2 * 2 * 2 * found.sizes["target"]
+
+
+def test_places_that_not_all_runs_recorded_are_named(
+    written: Path, activations: dict[str, xr.Dataset], text: xr.Dataset, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(written, tmp_path / "studies" / "more")
+    _write(folder, "dense-seed9", activations["dense-seed0"].isel(pos=slice(1, None)), text)
+    assert analysis.main([str(folder), "--report", str(tmp_path)]) == 0
+    page = (tmp_path / "linear_probe" / "index.md").read_text(encoding="utf-8")
+    assert f"Left out: 1 of {len(POS)} positions (1)." in page
 
 
 def test_study_without_activations_cannot_answer(
