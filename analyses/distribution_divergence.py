@@ -23,7 +23,8 @@ Runs of one arm differ by the noise of their seeds. So arms A and B are compared
 
     excess = mean KL_AB - (mean KL_AA + mean KL_BB) / 2
 
-and likewise for JS. It is 0 on average if the seeds of both arms predict alike.
+and likewise for JS, in the form of an energy distance [5]_. It is 0 on average if the seeds of both
+arms predict alike.
 
 Two intervals, never pooled. Over units of text (works, or documents): one unit is deleted at a time
 from the ratio of sums that a mean over tokens is, with Student's t [4]_. Over runs: one run is
@@ -66,7 +67,7 @@ from analyses.comparison.walk import Progress, mean_loss, walk
 from analyses.reporting import cli, divergence_figures, divergence_text, excess, pairs
 from analyses.reporting.cohort import stream_sentence
 from analyses.reporting.report import Drawing, Report, definition_of
-from analyses.reporting.text import labels
+from analyses.reporting.text import first_sentence, labels
 from store.study import Study
 
 if TYPE_CHECKING:
@@ -208,7 +209,8 @@ def report(study: Study, options: cli.Options) -> Report:
         analysis="distribution_divergence",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=divergence_text.finding(result, last) + ("" if same_stream else f" {stream}"),
+        finding=divergence_text.finding(last)
+        + ("" if same_stream else f" {first_sentence(stream)}"),
         tables=tuple(divergence_text.tables(result, last, shown)),
         drawings=tuple(_drawings(result, last)),
         reading=divergence_text.READING,
@@ -262,7 +264,8 @@ def _drawings(result: xr.Dataset, last: xr.Dataset) -> Iterator[Drawing]:
             title="KL between the seeds of each arm over training, and its phases",
             caption="Spans are phases that are seen. An asterisk marks one that is seen in these "
             "runs but not surely over runs, a question mark one that cannot be told. Below, "
-            "how far the models are from distributions that do not know the context.",
+            "how far the models are from distributions that do not know the context. "
+            f"{divergence_text.phases_sentence(result)}",
             figure=divergence_figures.draw_phases(result),
             data={"phases": result[names], "kl_by_arms": result[kl]},
         )

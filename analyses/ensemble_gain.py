@@ -5,8 +5,9 @@ far that lowers the loss, compared with the mean of their losses l_i and l_j, is
 
     g_ij = mean_t [ (l_i + l_j)/2 + ln((exp(-l_i) + exp(-l_j))/2) ] = mean_t ln cosh((l_i - l_j)/2)
 
-in nats, at least 0, and 0 if the losses agree token by token. A token on which they differ by d
-adds d²/8 if d is small and |d|/2 - ln 2 if it is large. Relative gain divides by the mean loss of
+in nats, at least 0, and 0 if the losses agree token by token: an ensemble gains by how far its
+members disagree [4]_. A token on which they differ by d adds d²/8 if d is small and |d|/2 - ln 2 if
+it is large. Relative gain divides by the mean loss of
 the pair.
 
 Runs of one arm gain too, by the noise of their seeds alone. So the gain between arms A and B is
@@ -32,8 +33,8 @@ References
 .. [1] Lakshminarayanan et al. (2017), arXiv:1612.01474 (the mean of models' probabilities).
 .. [2] Székely and Rizzo (2013), doi:10.1016/j.jspi.2013.03.018 (energy distance, which this is).
 .. [3] Efron and Stein (1981), doi:10.1214/aos/1176345462 (the jackknife estimate of variance).
-.. [4] Krogh and Vedelsby (1994), "Neural network ensembles, cross validation, and active learning",
-   NeurIPS 7, 231-238 (an ensemble gains by how far its members disagree).
+.. [4] Krogh and Vedelsby (1994),
+   https://papers.nips.cc/paper/1001-neural-network-ensembles-cross-validation-and-active-learning.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -51,9 +52,9 @@ from analyses.comparison.summary import PLAIN, summarize
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Compared, Progress, mean_loss, walk
 from analyses.reporting import cli, excess, pairs
-from analyses.reporting.cohort import runs_sentence, stream_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence, stream_sentence
 from analyses.reporting.report import Drawing, Report, Table, definition_of
-from analyses.reporting.text import listed, number
+from analyses.reporting.text import first_sentence
 from analyses.statistics.ensemble import gain_sums
 from analyses.statistics.resampling import leave_one_out
 from store.study import Study
@@ -169,7 +170,7 @@ def report(study: Study, options: cli.Options) -> Report:
         analysis="ensemble_gain",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=_finding(last) + ("" if same_stream else f" {stream}"),
+        finding=_finding(last) + ("" if same_stream else f" {first_sentence(stream)}"),
         tables=tuple(_tables(result, last, shown)),
         drawings=tuple(_drawings(result, last)),
         reading="0 means that two models lose alike on every token, so that one of them is as good "
@@ -218,22 +219,14 @@ def _drawings(result: xr.Dataset, last: xr.Dataset) -> Iterator[Drawing]:
 
 
 def _finding(at: xr.Dataset) -> str:
-    unit = at["unit"].attrs["long_name"]
     return " ".join(
         [
-            f"At {pairs.place_text(at)}, the mean of two runs' probabilities lowers the loss by "
-            f"{listed(pairs.estimates(at, 'gain'))} pairs, in nats, with 95% intervals "
-            f"({at.sizes['unit']} {unit}s, {int(at['n_tokens'].sum()):,} tokens); that is "
-            f"{listed(_percentages(at))} of the loss.",
+            f"At {pairs.place_text(at)}, the mean of two runs' probabilities lowers the loss, in "
+            f"nats, by {pairs.estimates(at, 'gain')} pairs, with {bracketed(at)}.",
             *excess.sentences(at, "gain"),
             runs_sentence(at["arm"].values),
         ]
     )
-
-
-def _percentages(at: xr.Dataset) -> list[str]:
-    relative = zip(at["kind"].values, at["kind_relative_gain"].values, strict=True)
-    return [f"{number(100 * share, digits=1)}% ({kind})" for kind, share in relative]
 
 
 def _tables(result: xr.Dataset, at: xr.Dataset, places: np.ndarray) -> Iterator[Table]:

@@ -56,7 +56,7 @@ from analyses.comparison.walk import Progress
 from analyses.reporting import cli
 from analyses.reporting.coactivation_figures import plot_lifts, plot_spread
 from analyses.reporting.coactivation_tables import shown_runs, tables
-from analyses.reporting.cohort import runs_sentence, works_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence, works_sentence
 from analyses.reporting.layer_panels import shown_layers
 from analyses.reporting.report import Drawing, Report, definition_of
 from analyses.reporting.text import interval, labels, listed, number
@@ -215,16 +215,14 @@ def _finding(result: xr.Dataset) -> str:
             for name in ("spread", "spread_within")
         )
         parts.append(
-            f"in {arm} runs the lift of a pair is typically {spread} away from 1, and {within} if "
-            f"the loads of each {unit} are kept"
+            f"in {arm} runs the lift of a pair is typically {spread} away from 1, {within} with "
+            f"the loads of each {unit} kept"
         )
-    ratio = result["error_ratio"]
+    chosen = f"{result.attrs['top_k']} of {result.sizes['expert']} experts each"
+    counted = f"{int(result['n_tokens'].sum()):,} tokens, {chosen}"
     return (
-        f"At step {int(last['step']):,}, averaged over runs and layers, {'; '.join(parts)}. "
-        "Taking tokens for independent would make z larger by a factor of "
-        f"{_range(ratio.values)}. Intervals are 95% over {result.sizes['unit']} {unit}s "
-        f"({int(result['n_tokens'].sum()):,} tokens, {result.attrs['top_k']} of "
-        f"{result.sizes['expert']} experts each). {runs_sentence(result['arm'].values)}"
+        f"At step {int(last['step']):,}, averaged over runs and layers, {'; '.join(parts)}, with "
+        f"{bracketed(result, counted, over_runs=False)}. {runs_sentence(result['arm'].values)}"
     )
 
 
@@ -245,6 +243,10 @@ def _caveats(result: xr.Dataset) -> Iterator[str]:
     yield (
         f"Intervals over {unit}s hold for other text and these very checkpoints; intervals over "
         "runs hold for other seeds and this very text. Neither contains the other."
+    )
+    yield (
+        f"Taking tokens for independent would make z larger by a factor of "
+        f"{_range(result['error_ratio'].values)}; the draws keep each {unit} whole."
     )
     yield (
         "A lift does not tell why. Two experts whose rows of the router point the same way are "

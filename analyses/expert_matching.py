@@ -3,14 +3,15 @@ r"""Do routers of other seeds and other arms divide the tokens alike, once exper
 Expert numbers mean nothing between runs. With A_t the set of k of N experts that token t chose in
 one run and A'_t in another, expert i is matched to expert pi(i) so that the phi coefficients of
 1[i in A_t] and 1[pi(i) in A'_t] sum to the most [1]_. Units of text are divided at random into two
-halves, and each half is scored with the matching found on the other:
+halves, and each half is scored with the matching found on the other, and beyond chance [5]_:
 
     agreement = mean_t |pi(A_t) ∩ A'_t| / k,        kappa = (agreement - chance) / (1 - chance)
 
 Chance is the mean agreement of the same procedure, matching included, when whole units of text
 exchange the choices of one run. It is k/N for even loads, and on either side of it for uneven ones.
 
-Two routers may agree only because both go by the token id. Two levels tell how far that goes:
+Two routers may agree only because both go by the token id, as hash layers do [6]_. Two levels tell
+how far that goes:
 
     token ids alone    what two different tokens of one id in the other half have in common, one
                        routed by the first run and one by the second
@@ -41,7 +42,8 @@ a time, with all its pairs. Layers are averaged last.
 References
 ----------
 .. [1] Kuhn (1955), doi:10.1002/nav.3800020109 (the assignment problem).
-.. [2] Vinh, Epps and Bailey (2010), Journal of Machine Learning Research 11, 2837-2854.
+.. [2] Vinh, Epps and Bailey (2010), https://jmlr.org/papers/v11/vinh10a.html (adjusted mutual
+   information).
 .. [3] Kornblith et al. (2019), arXiv:1905.00414; Nguyen et al. (2021), arXiv:2010.15327.
 .. [4] Efron and Stein (1981), doi:10.1214/aos/1176345462 (the jackknife estimate of variance).
 .. [5] Cohen (1960), doi:10.1177/001316446002000104 (agreement beyond chance).
@@ -59,12 +61,12 @@ from analyses.comparison.unanswerable import Unanswerable
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Progress
 from analyses.reporting import cli
-from analyses.reporting.cohort import runs_sentence, works_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence, works_sentence
 from analyses.reporting.layer_panels import shown_layers
 from analyses.reporting.matching_figures import arms_of, plot_agreement, plot_cka, plot_matched
 from analyses.reporting.matching_tables import estimate, tables
 from analyses.reporting.report import Drawing, Report, definition_of
-from analyses.reporting.text import labels, listed
+from analyses.reporting.text import labels, listed, number
 from analyses.routing.hidden_states import hidden_states
 from analyses.routing.matched_text import matched_text
 from analyses.routing.matching import matched_table, matchings
@@ -247,14 +249,13 @@ def _drawings(result: xr.Dataset) -> Iterator[Drawing]:
 
 
 def _finding(at: xr.Dataset) -> str:
-    unit, parts = at["unit"].attrs["long_name"], []
-    arms = arms_of(at)
+    parts, arms = [], arms_of(at)
     same = [name for name, (a, b) in arms.items() if a == b]
     for name in same or list(arms):
         of_arms = at.sel(arms=name)
         parts.append(
-            f"{estimate(of_arms, 'arms_kappa_mean')} for {name}, where token ids alone would give "
-            f"{estimate(of_arms, 'arms_floor_kappa_mean')}"
+            f"{estimate(of_arms, 'arms_kappa_mean')} for {name}, "
+            f"{number(of_arms['arms_floor_kappa_mean'])} by token ids alone"
         )
     other = sorted((float(at["arms_kappa_mean"].sel(arms=n)), n) for n in arms if n not in same)
     between = ""
@@ -264,8 +265,7 @@ def _finding(at: xr.Dataset) -> str:
         between += f" to {high:.3f} ({highest})." if len(other) > 1 else "."
     return (
         f"At step {int(at['step']):,}, averaged over layers, matched experts of two runs agree "
-        f"beyond chance, kappa, by {'; by '.join(parts)}.{between} In brackets 95% intervals over "
-        f"{at.sizes['unit']} {unit}s ({int(at['n_tokens'].sum()):,} tokens), then over runs. "
+        f"beyond chance with a kappa of {'; '.join(parts)}; with {bracketed(at)}.{between} "
         f"{runs_sentence(at['arm'].values)}"
     )
 

@@ -35,7 +35,8 @@ References
 ----------
 .. [1] Berrett et al. (2020), doi:10.1111/rssb.12340 (permutations that keep a third variable).
 .. [2] Harris (2021), arXiv:2012.06862 (shifting a series along itself as a null).
-.. [3] Vinh, Epps and Bailey (2010), Journal of Machine Learning Research 11, 2837-2854.
+.. [3] Vinh, Epps and Bailey (2010), https://jmlr.org/papers/v11/vinh10a.html (adjusted mutual
+   information).
 .. [4] Paninski (2003), doi:10.1162/089976603321780272.
 """
 
@@ -49,7 +50,7 @@ from analyses.comparison.unanswerable import Unanswerable
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Progress
 from analyses.reporting import cli
-from analyses.reporting.cohort import runs_sentence, works_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence, works_sentence
 from analyses.reporting.paths_figures import plot_between, plot_ties, plot_transitions
 from analyses.reporting.paths_tables import pair_names, tables
 from analyses.reporting.report import Drawing, Report, definition_of
@@ -212,8 +213,7 @@ def _drawings(result: xr.Dataset) -> Iterator[Drawing]:
 
 
 def _finding(result: xr.Dataset) -> str:
-    unit, parts = result["unit"].attrs["long_name"], []
-    last = result.isel(step=-1)
+    last, parts = result.isel(step=-1), []
     for arm in result["each_arm"].values:
         of_arm = last.sel(each_arm=arm)
         tie, given = (
@@ -221,18 +221,13 @@ def _finding(result: xr.Dataset) -> str:
             f"({interval(*of_arm[f'arm_{name}_mean_ci'].values)})"
             for name in ("tie", "tie_given_token")
         )
-        share = 100 * float(of_arm["arm_tie_share_mean"])
-        left = 100 * float(of_arm["arm_tie_share_given_token_mean"])
-        of_left = "the id leaves nothing open" if np.isnan(left) else f"{left:.0f}% of the rest"
-        parts.append(
-            f"{tie} nats in {arm} runs, {share:.0f}% of all there is to know, and given the token "
-            f"id {given} nats, {of_left}"
-        )
+        parts.append(f"{tie} nats in {arm} runs and, given the token id, {given}")
+    counted = f"{int(result['n_counted']):,} tokens"
     return (
         f"At step {int(last['step']):,}, averaged over runs and consecutive MoE layers "
         f"({listed(pair_names(result))}), a token's expert tells of its next one, beyond chance, "
-        f"{'; '.join(parts)}. Intervals are 95% over {result.sizes['unit']} {unit}s "
-        f"({int(result['n_counted']):,} tokens). {runs_sentence(result['arm'].values)}"
+        f"{'; '.join(parts)}; with {bracketed(result, counted, over_runs=False)}. "
+        f"{runs_sentence(result['arm'].values)}"
     )
 
 

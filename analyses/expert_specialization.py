@@ -40,7 +40,8 @@ averaged last.
 References
 ----------
 .. [1] Phipson and Smyth (2010), doi:10.2202/1544-6115.1585.
-.. [2] Vinh, Epps and Bailey (2010), Journal of Machine Learning Research 11, 2837-2854.
+.. [2] Vinh, Epps and Bailey (2010), https://jmlr.org/papers/v11/vinh10a.html (adjusted mutual
+   information).
 .. [3] Paninski (2003), doi:10.1162/089976603321780272.
 .. [4] Muennighoff et al. (2024), OLMoE, arXiv:2409.02060.
 .. [5] Olejnik and Algina (2003), doi:10.1037/1082-989X.8.4.434.
@@ -55,7 +56,7 @@ import xarray as xr
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Progress
 from analyses.reporting import cli
-from analyses.reporting.cohort import runs_sentence, works_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence, works_sentence
 from analyses.reporting.coloured_text import plot_text, shown_text
 from analyses.reporting.layer_panels import shown_layers
 from analyses.reporting.report import Drawing, Report, definition_of
@@ -247,11 +248,11 @@ def _finding(result: xr.Dataset) -> str:
                 f"in {arm} runs the token id settles {share(TOKEN)} of the choice beyond chance, "
                 f"and the domain {share(GIVEN)} of what the id leaves open"
             )
+    n_tokens, n_domains = int(result["n_tokens"].sum()), result.sizes["domain"]
+    counted = f"{n_tokens:,} tokens, {n_domains} domains"
     return (
-        f"At the last step, averaged over layers and runs: {'; '.join(parts)}. Intervals are 95% "
-        f"over {result.sizes['unit']} {result['unit'].attrs['long_name']}s "
-        f"({int(result['n_tokens'].sum()):,} tokens, {result.sizes['domain']} domains). "
-        f"{runs_sentence(result['arm'].values)}"
+        f"At the last step, averaged over layers and runs, {'; '.join(parts)}; with "
+        f"{bracketed(result, counted, over_runs=False)}. {runs_sentence(result['arm'].values)}"
     )
 
 

@@ -13,8 +13,8 @@ token has an age only if it is learned: its final loss is at least 1 nat below c
 it e times as probable as a uniform guess. Where V is not known, c is the runs' mean loss at the
 first step.
 
-The similarity of two runs is Spearman's correlation of their ages over the tokens that all runs
-learned: each run's ages are ranked once, and the ranks are then treated as data. They are
+The similarity of two runs is Spearman's correlation [5]_ of their ages over the tokens that all
+runs learned: each run's ages are ranked once, and the ranks are then treated as data. They are
 correlated again with token statistics held fixed: the ranks of n-gram surprisal of each order, of
 the token's frequency in the training text and of its position, and the squares of these ranks.
 Between arms A and B the correlation is compared with that inside them,
@@ -28,7 +28,8 @@ number of contrasts by Holm's method.
 What was learned can be forgotten: the rise of the curve from its lowest value to its end, over
 tokens that were at least 1 nat below chance at some time. Kinds of curves are found by k-means on
 the shape of each token's curve, averaged over the runs of an arm, then centred and scaled; they are
-a summary, and any cloud of curves has one.
+a summary, and any cloud of curves has one. How far kinds fitted to either half of the text agree is
+their adjusted Rand index [6]_.
 
 Two intervals, never pooled. Over units of text (works, or documents): one unit is deleted at a
 time, correlations on Fisher's z, with Student's t [4]_. Over runs: one run is deleted at a time.
@@ -62,7 +63,13 @@ from analyses.comparison.runs import run_coordinates, sorted_by_arm
 from analyses.comparison.units import token_units, unit_labels
 from analyses.comparison.walk import Progress, mean_loss
 from analyses.reporting import cli
-from analyses.reporting.cohort import ENOUGH_SEEDS, runs_sentence, stream_sentence, works_sentence
+from analyses.reporting.cohort import (
+    ENOUGH_SEEDS,
+    bracketed,
+    runs_sentence,
+    stream_sentence,
+    works_sentence,
+)
 from analyses.reporting.learning_figures import (
     plot_ages,
     plot_kinds,
@@ -72,7 +79,7 @@ from analyses.reporting.learning_figures import (
 from analyses.reporting.learning_tables import tables
 from analyses.reporting.pairs import estimates
 from analyses.reporting.report import Drawing, Report, definition_of
-from analyses.reporting.text import interval, labels, listed, number
+from analyses.reporting.text import first_sentence, interval, labels, listed, number
 from store.study import Study
 
 
@@ -217,7 +224,7 @@ def report(study: Study, options: cli.Options) -> Report:
         analysis="learning_order",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=_finding(result) + ("" if same_stream else f" {stream}"),
+        finding=_finding(result) + ("" if same_stream else f" {first_sentence(stream)}"),
         tables=tuple(tables(result, probe_set)),
         drawings=tuple(_drawings(result)),
         reading="Each pair of runs is one dot. Higher means that two models learn tokens in more "
@@ -289,83 +296,70 @@ def _arm_data(result: xr.Dataset, name: str) -> xr.Dataset:
 
 def _finding(result: xr.Dataset) -> str:
     n_tokens, n_compared = int(result["n_tokens"].sum()), int(result["n_compared"].sum())
-    raw, beyond = (result.sel(control=control) for control in CONTROLS)
-    sentences = [
-        f"Spearman's correlation of ages of acquisition is {listed(estimates(raw, 'rho'))} pairs, "
-        f"with 95% intervals ({n_compared:,} of {n_tokens:,} tokens, those that all runs learned, "
-        f"in {result.sizes['unit']} {result['unit'].attrs['long_name']}s).",
-        f"Token statistics ({_known(result)}) explain "
-        f"{_extremes(result, 'explained', percent=True)} of the variance of ranks; with them "
-        f"held fixed, the correlation is {listed(estimates(beyond, 'rho'))} pairs.",
-        _contrast_sentence(result),
-        f"The mean age is step {_extremes(result, 'mean_age')}.",
-        runs_sentence(result["arm"].values),
-    ]
-    return " ".join(sentences)
+    compared = f"{n_compared:,} of {n_tokens:,} tokens"
+    explained = 100 * result["arm_explained"].values
+    return " ".join(
+        [
+            "Runs learn tokens in orders whose rank correlation is "
+            f"{estimates(result.sel(control=CONTROLS[0]), 'rho')} pairs, with "
+            f"{bracketed(result, compared)}.",
+            f"Token statistics explain {number(explained.min(), digits=1)} to "
+            f"{number(explained.max(), digits=1)}% of these orders.",
+            *filter(None, [_own_order(result)]),
+            runs_sentence(result["arm"].values),
+        ]
+    )
 
 
-def _known(result: xr.Dataset) -> str:
-    """The token statistics in words, n-grams of all orders as one."""
-    names = [str(name) for name in result["predictor"].values]
-    grams = ["n-gram surprisal"] * any("-gram" in name for name in names)
-    return listed([*grams, *(name for name in names if "-gram" not in name)])
+def _tested(result: xr.Dataset) -> xr.Dataset:
+    """Contrasts of two arms, with either thing held fixed, that runs could be permuted for."""
+    return result.stack(test=("contrast", "control")).dropna("test", subset=["contrast_p"])
 
 
-def _extremes(result: xr.Dataset, name: str, *, percent: bool = False) -> str:
-    """The lowest and the highest value of the arms, with their intervals over units of text."""
-    unit, factor, sign = result["unit"].attrs["long_name"], 100 if percent else 1, "%" * percent
-    of_arms = result[f"arm_{name}"].values
-    ends = [
-        f"{number(factor * at[f'arm_{name}'], digits=1)}{sign} in {at['each_arm'].item()} (over "
-        f"{unit}s {interval(*factor * at[f'arm_{name}_ci'].values, digits=1)})"
-        for arm in dict.fromkeys([int(of_arms.argmin()), int(of_arms.argmax())])
-        for at in [result.isel(each_arm=arm)]
-    ]
-    return " to ".join(ends)
+def _own_order(result: xr.Dataset) -> str:
+    """Whether two arms have orders of their own, by permutation of runs; "" if it is not known."""
+    tested = _tested(result)
+    if not tested.sizes["test"] or tested["contrast_smallest_holm_p"].min() > 0.05:
+        return ""
+    own = tested.isel(test=np.flatnonzero(tested["contrast_holm_p"] <= 0.05))
+    if not own.sizes["test"]:
+        return "No two arms are shown to have orders of their own."
+    return (
+        f"Two arms have orders of their own in {own.sizes['test']} of {tested.sizes['test']} "
+        f"comparisons, most {_furthest(own)}."
+    )
 
 
-def _contrast_sentence(result: xr.Dataset) -> str:
-    """Whether arms have an order of their own, by permutation of runs."""
-    tested = result.stack(test=("contrast", "control")).dropna("test", subset=["contrast_p"])
+def _furthest(tested: xr.Dataset) -> str:
+    """The two arms that differ most in their order, with the evidence."""
+    at = tested.isel(test=int(tested["rho2"].values.argmin()))
+    over_runs = at["rho2_run_ci"].values
+    ci = f", over runs {interval(*over_runs)}" * bool(np.isfinite(over_runs).all())
+    p, smallest = float(at["contrast_holm_p"]), float(at["contrast_smallest_holm_p"])
+    bound = ", the smallest that so many runs allow" * (p <= smallest)
+    return (
+        f"{at['contrast'].item()} with {at['control'].item()} held fixed (rho2 "
+        f"{number(at['rho2'])}{ci}; corrected p {p:.2g}{bound})"
+    )
+
+
+def _contrast_caveat(result: xr.Dataset) -> str:
+    """What the contrasts of arms cannot tell."""
+    tested = _tested(result)
     if not tested.sizes["test"]:
         return (
             "Whether an arm has an order of its own cannot be told: that takes two arms of two "
             "runs or more whose correlations are above 0."
         )
-
-    def said(at: xr.Dataset) -> str:
-        over_runs = at["rho2_run_ci"].values
-        ci = f", over runs {interval(*over_runs)}" * bool(np.isfinite(over_runs).all())
-        p, smallest = float(at["contrast_holm_p"]), float(at["contrast_smallest_holm_p"])
-        bound = ", the smallest that so many runs allow" * (p <= smallest)
-        return (
-            f"{at['contrast'].item()} with {at['control'].item()} held fixed (rho2 "
-            f"{number(at['rho2'])}{ci}; corrected p {p:.2g}{bound})"
-        )
-
-    own = tested.isel(test=np.flatnonzero(tested["contrast_holm_p"] <= 0.05))
-    if own.sizes["test"]:
-        found = [said(own.isel(test=i)) for i in range(own.sizes["test"])]
-        return (
-            "Runs of two arms agree less than runs of one arm, beyond what noise of single runs "
-            f"explains, in {listed(found)}."
-        )
-    lowest = tested.isel(test=int(tested["rho2"].values.argmin()))
     smallest = float(tested["contrast_smallest_holm_p"].min())
-    verdict = (
-        "No two arms are shown to have orders of their own, beyond noise of single runs."
-        if smallest <= 0.05
-        else "Whether arms have orders of their own cannot be told from so few runs: permuting "
-        f"them gives a corrected p of {smallest:.2g} at best."
+    few = (
+        "Whether arms have orders of their own cannot be told from so few runs: permuting them "
+        f"gives a corrected p of {smallest:.2g} at best. "
+    ) * (smallest > 0.05)
+    return (
+        f"{few}Furthest apart are {_furthest(tested)}. The contrasts are many, and their intervals "
+        "hold one by one."
     )
-    below = tested.isel(test=np.flatnonzero(tested["rho2_run_ci"].sel(ci_bound="upper").values < 1))
-    alone = (
-        " Taken alone, the interval over runs is below 1 for "
-        f"{listed(dict.fromkeys(below['contrast'].values))}."
-        if below.sizes["test"]
-        else ""
-    )
-    return f"{verdict} Furthest apart are {said(lowest)}.{alone}"
 
 
 def _caveats(result: xr.Dataset, same_stream: bool) -> Iterator[str]:
@@ -397,9 +391,9 @@ def _caveats(result: xr.Dataset, same_stream: bool) -> Iterator[str]:
     )
     yield (
         "Token statistics are estimates (another n-gram model would give others), so the "
-        "correlation with them held fixed is an upper bound of what models share beyond them. The "
-        "contrasts are many, and their intervals hold one by one."
+        "correlation with them held fixed is an upper bound of what models share beyond them."
     )
+    yield _contrast_caveat(result)
     dense = np.unique(result["arm"].values[result["architecture"].values == "dense"])
     if len(dense) > 1:
         yield (

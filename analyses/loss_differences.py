@@ -34,7 +34,7 @@ References
 ----------
 .. [1] Arora et al. (2023), arXiv:2312.04927 (copying: repeated bigrams that are rare in training).
 .. [2] Hedges (1981), doi:10.3102/10769986006002107.
-.. [3] Cohen (1988), Statistical Power Analysis for the Behavioral Sciences, 2nd edition.
+.. [3] Cohen (1988), doi:10.4324/9780203771587.
 .. [4] Welch (1947), doi:10.1093/biomet/34.1-2.28.
 .. [5] Benjamini and Yekutieli (2001), doi:10.1214/aos/1013699998.
 .. [6] Jelassi et al. (2025), arXiv:2410.19034 (experts help to memorize more than to reason).
@@ -65,7 +65,7 @@ from analyses.reporting import cli, difference_figures, difference_tables, diffe
 from analyses.reporting.cohort import stream_sentence
 from analyses.reporting.pairs import place_dim, place_text
 from analyses.reporting.report import Drawing, Report, definition_of
-from analyses.reporting.text import listed
+from analyses.reporting.text import first_sentence, listed
 from analyses.statistics.token_classes import token_classes
 from analyses.statistics.token_types import halves
 from store.study import Study
@@ -191,7 +191,7 @@ def report(study: Study, options: cli.Options) -> Report:
         analysis="loss_differences",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=found + ("" if same_stream else f" {stream}"),
+        finding=found + ("" if same_stream else f" {first_sentence(stream)}"),
         tables=tuple(difference_tables.tables(at, shown, probe_set, rate=RATE)),
         drawings=tuple(_drawings(result, at, shown)),
         reading="A class to the right of 0 costs the first arm more than its loss over all tokens "

@@ -9,14 +9,14 @@ for every pair of runs. Pairs are of three kinds: dense-dense, dense-MoE and MoE
 a kind is tanh(mean of artanh r_ij)² over its pairs; likewise for each pair of arms.
 
 Runs are compared at equal steps, or with --match loss at equal mean loss, where a value is
-interpolated between the observations on either side. Beside r² stand Spearman's correlation, which
-no heavy tail moves; r² of the probabilities p = exp(-l) of the right token; the mean squared
+interpolated between the observations on either side. Beside r² stand Spearman's correlation [4]_,
+which no heavy tail moves; r² of the probabilities p = exp(-l) of the right token; the mean squared
 difference of losses, which does not grow because losses spread out; and partial r², which holds
 fixed what makes a token hard for any model: n-gram surprisal of orders 1 to 5, the target's
-frequency in the training text, and its position, each with its square.
+frequency in the training text, and its position, each with its square [5]_.
 
 If two models share nothing but how hard each token is, l_i = T + e_i, then r_ij = a_i a_j with a_i
-the reliability of run i alone. So r between arms A and B is compared with that within them,
+the reliability of run i alone [4]_. So r between arms A and B is compared with that within them,
 
     delta = mean log r_AB - (mean log r_AA + mean log r_BB) / 2,    rho2 = exp(2 delta)
 
@@ -33,8 +33,9 @@ given on this text; one run is deleted at a time. Tokens never count as if they 
 
 References
 ----------
-.. [1] 1a3orn (2024), "MoE and Dense Transformers Maybe Learn the Same Thing".
-.. [2] Fisher (1921), "On the 'probable error' of a coefficient of correlation", Metron 1, 3-32.
+.. [1] 1a3orn (2024), "MoE and Dense Transformers Maybe Learn the Same Thing",
+   https://1a3orn.com/sub/machine-learning-moe-v-dense-two.html.
+.. [2] Fisher (1921), Metron 1, 3-32, https://hdl.handle.net/2440/15169.
 .. [3] Efron and Stein (1981), doi:10.1214/aos/1176345462 (the jackknife estimate of variance).
 .. [4] Spearman (1904), doi:10.2307/1412159 (rank correlation, and correction for reliability).
 .. [5] Michaelov et al. (2025), arXiv:2510.24963 (how much of losses n-gram statistics explain).
@@ -56,9 +57,9 @@ from analyses.comparison.summary import summarize
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Progress, mean_loss, walk
 from analyses.reporting import cli, figures, pairs
-from analyses.reporting.cohort import runs_sentence, stream_sentence, works_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence, stream_sentence, works_sentence
 from analyses.reporting.report import Drawing, Report, Table, definition_of
-from analyses.reporting.text import interval, labels, listed, number
+from analyses.reporting.text import first_sentence, interval, labels, listed, number
 from analyses.statistics.bands import simultaneous
 from analyses.statistics.correlation import r2_interval
 from analyses.statistics.resampling import jackknife
@@ -271,7 +272,7 @@ def report(study: Study, options: cli.Options) -> Report:
         analysis="r2_over_time",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=_finding(last) + ("" if same_stream else f" {stream}"),
+        finding=_finding(last) + ("" if same_stream else f" {first_sentence(stream)}"),
         tables=tuple(_tables(result, last, shown)),
         drawings=tuple(_drawings(result, last)),
         reading="Higher means that two models find the same tokens hard. What all models share, "
@@ -336,28 +337,16 @@ def _drawings(result: xr.Dataset, last: xr.Dataset) -> Iterator[Drawing]:
 
 def _finding(at: xr.Dataset) -> str:
     sentences = [
-        f"At {pairs.place_text(at)}, r² of per-token losses is "
-        f"{listed(pairs.estimates(at, 'r2'))} pairs, with 95% intervals "
-        f"({at.sizes['unit']} {at['unit'].attrs['long_name']}s, "
-        f"{int(at['n_tokens'].sum()):,} tokens)."
+        f"At {pairs.place_text(at)}, r² of the losses of two runs on the same tokens is "
+        f"{pairs.estimates(at, 'r2')} pairs, with {bracketed(at)}."
     ]
-    if at["loss_mean"].dims == ("run",):
-        loss = at["loss_mean"].dropna("run")
-        sentences.append(
-            f"The runs' mean losses then lie between {number(loss.min())} and "
-            f"{number(loss.max())} nats."
-        )
     told = at.isel(contrast=np.flatnonzero(at["rho2_run_ci"].notnull().all("ci_bound")))
-    corrected = [
-        f"{number(told['rho2'][i], digits=4)} ({interval(*ci, digits=4)}) for {contrast}"
-        for i, (contrast, ci) in enumerate(
-            zip(told["contrast"].values, told["rho2_run_ci"].values, strict=True)
-        )
-    ]
-    if corrected:
+    if told.sizes["contrast"]:
+        least = told.isel(contrast=int(told["rho2"].values.argmin()))
         sentences.append(
-            "Corrected for the noise of single runs, similarity rho2, 1 if arms differ in nothing "
-            f"systematic, is {listed(corrected)}, with 95% intervals over runs."
+            "Corrected for the noise of single runs, rho2, 1 if arms differ in nothing systematic, "
+            f"is lowest for {least['contrast'].item()}, {number(least['rho2'], digits=4)} "
+            f"({interval(*least['rho2_run_ci'].values, digits=4)} over runs)."
         )
     return " ".join([*sentences, runs_sentence(at["arm"].values)])
 

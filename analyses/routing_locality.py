@@ -44,7 +44,7 @@ import xarray as xr
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Progress
 from analyses.reporting import cli
-from analyses.reporting.cohort import runs_sentence, works_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence, works_sentence
 from analyses.reporting.layer_panels import shown_layers
 from analyses.reporting.locality_figures import plot_lags, plot_steps
 from analyses.reporting.locality_tables import tables
@@ -183,33 +183,24 @@ def _drawings(result: xr.Dataset) -> Iterator[Drawing]:
 
 
 def _finding(result: xr.Dataset) -> str:
-    unit, at = result["unit"].attrs["long_name"], result.isel(choice=0)
-    last, first = at.isel(step=-1), at.isel(step=0)
-    parts = []
+    last, parts = result.isel(choice=0, step=-1), []
     for arm in result["each_arm"].values:
         of_arm = last.sel(each_arm=arm)
-        repeated = _cell(of_arm.sel(pairs=ALL), "repetition")
-        every, other = (
-            _cell(of_arm.sel(pairs=pairs), "beyond_text", signed=True) for pairs in (ALL, OTHER)
-        )
-        before = 100 * float(first.sel(each_arm=arm, pairs=OTHER)["arm_beyond_text_mean"])
-        parts.append(
-            f"{repeated} in {arm} runs, {every} points above any other order of the sequence, and "
-            f"{other} on pairs of two token ids ({before:+.1f} at step {int(first['step']):,})"
-        )
+        every, other = (_beyond_text(of_arm.sel(pairs=pairs)) for pairs in (ALL, OTHER))
+        repeated = number(100 * of_arm["arm_repetition_mean"].sel(pairs=ALL), digits=1)
+        parts.append(f"{every} of {repeated}% in {arm} runs, {other} on pairs of two token ids")
     return (
         f"At step {int(last['step']):,}, averaged over runs and layers, the next token has the "
-        f"same first choice: {'; '.join(parts)}. Intervals are 95% over "
-        f"{result.sizes['unit']} {unit}s ({int(result['n_tokens'].sum()):,} tokens). "
+        "same first choice more often than in any other order of the sequence by, in points, "
+        f"{'; '.join(parts)}; with {bracketed(result, over_runs=False)}. "
         f"{runs_sentence(result['arm'].values)}"
     )
 
 
-def _cell(of_arm: xr.Dataset, name: str, *, signed: bool = False) -> str:
-    """A share, or a difference of shares, in percent with its interval over units."""
-    value, ends = 100 * of_arm[f"arm_{name}_mean"], 100 * of_arm[f"arm_{name}_mean_ci"].values
-    shown = f"{float(value):+.1f}" if signed else f"{number(value, digits=1)}%"
-    return f"{shown} ({interval(*ends, digits=1)})"
+def _beyond_text(of_arm: xr.Dataset) -> str:
+    """A difference of shares in points of percent, with its interval over units."""
+    value, ends = (100 * of_arm[f"arm_beyond_text_mean{suffix}"].values for suffix in ("", "_ci"))
+    return f"{float(value):+.1f} ({interval(*ends, digits=1)})"
 
 
 def _caveats(result: xr.Dataset) -> Iterator[str]:

@@ -44,8 +44,10 @@ both; all else cannot be told with these seeds. Fewer than three runs of an arm 
 
 References
 ----------
-.. [1] 1a3orn (2024), "MoE and Dense Transformers Maybe Learn the Same Thing".
-.. [2] Holm (1979), Scandinavian Journal of Statistics 6, 65-70.
+.. [1] 1a3orn (2024), "MoE and Dense Transformers Maybe Learn the Same Thing",
+   https://1a3orn.com/sub/machine-learning-moe-v-dense-two.html.
+.. [2] Holm (1979), Scandinavian Journal of Statistics 6, 65-70,
+   https://www.jstor.org/stable/4615733.
 .. [3] Berger (1982), doi:10.1080/00401706.1982.10487790 (intersection-union tests).
 .. [4] Schuirmann (1987), doi:10.1007/BF01068419 (two one-sided tests of equivalence).
 .. [5] Lind and Mehlum (2010), doi:10.1111/j.1468-0084.2009.00569.x (tests of a U-shape).
@@ -74,7 +76,7 @@ from analyses.reporting.claim_figures import draw_claims, draw_curves
 from analyses.reporting.claim_tables import caveats, finding, tables
 from analyses.reporting.cohort import stream_sentence
 from analyses.reporting.report import Drawing, Report, definition_of
-from analyses.reporting.text import labels, listed
+from analyses.reporting.text import first_sentence, labels, listed
 from analyses.statistics.permutation import adjusted_p
 from store.study import Study
 
@@ -218,7 +220,7 @@ def report(study: Study, options: cli.Options) -> Report:
         analysis="significance",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=finding(result, similarity) + ("" if same_stream else f" {stream}"),
+        finding=finding(result, similarity) + ("" if same_stream else f" {first_sentence(stream)}"),
         tables=tuple(tables(result)),
         drawings=tuple(_drawings(result, similarity)),
         reading="A claim is supported where both intervals lie within what it says, also after the "

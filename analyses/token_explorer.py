@@ -1,8 +1,8 @@
 r"""Which tokens do models find hard, where do they differ, and which expert takes each?
 
-Curves hide the text. Beside its report this writes a page, explorer.html, that needs nothing but
-a browser: the probe text, every token coloured by its loss, by the difference of two arms or runs,
-or by the expert it went to, at any step that was observed.
+Curves hide the text [4]_. Beside its report this writes a page, explorer.html, that needs nothing
+but a browser: the probe text, every token coloured by its loss, by the difference of two arms or
+runs, or by the expert it went to, at any step that was observed.
 
 The report tells how much of what one sees there is noise of seeds. Token by token, arms A and B
 are held against each other over runs by Welch's t [1]_,
@@ -243,6 +243,7 @@ def _finding(result: xr.Dataset) -> str:
             f"shows losses and differences as they are. {runs_sentence(result['arm'].values)}"
         )
     at, unit = _last(result), result.attrs["unit"]
+    of_text = f"{result.attrs['n_units']} {unit}s ({result.attrs['n_tokens']:,} tokens)"
     shares = [
         f"{number(100 * pair['beyond_share'], digits=1)}% "
         f"({interval(*100 * pair['beyond_share_ci'].values, digits=1)}; chance "
@@ -252,8 +253,8 @@ def _finding(result: xr.Dataset) -> str:
     ]
     return (
         f"At step {int(at['step']):,}, the share of tokens in which two arms differ beyond noise "
-        f"of seeds is {listed(shares)}. Intervals are 95% over {result.attrs['n_units']} {unit}s "
-        f"({result.attrs['n_tokens']:,} tokens). {runs_sentence(result['arm'].values)}"
+        f"of seeds is {listed(shares)}, with 95% intervals over {of_text}. "
+        f"{runs_sentence(result['arm'].values)}"
     )
 
 

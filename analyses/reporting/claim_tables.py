@@ -8,10 +8,11 @@ import xarray as xr
 from analyses.comparison.claims.hypotheses import OTHER
 from analyses.comparison.claims.stages import SHARE
 from analyses.reporting import pairs
-from analyses.reporting.cohort import runs_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence
 from analyses.reporting.report import Table
 from analyses.reporting.text import interval, listed, number
 
+_NAMED = 2
 _TESTS = {
     "bounds": "t, a run deleted at a time",
     "trough": "largest t, a run deleted at a time",
@@ -30,20 +31,23 @@ def finding(result: xr.Dataset, similarity: xr.Dataset) -> str:
     main = result.isel(hypothesis=np.flatnonzero(result["family"] != OTHER))
     corrected = main.isel(hypothesis=np.flatnonzero(main["test"] == "labels"))
     told = [_of_delta(corrected.isel(hypothesis=i)) for i in range(corrected.sizes["hypothesis"])]
-    verdict, unit = main["verdict"].values, result["unit"]
-    named = [
-        f"{word} {len(own)}" + (f" ({'; '.join(own)})" if len(own) else "")
-        for word, of in (("support", "supported"), ("refute", "refuted"))
-        for own in [main["hypothesis"].values[verdict == of]]
-    ]
+    verdict = main["verdict"].values
+    supported, refuted = (int((verdict == word).sum()) for word in ("supported", "refuted"))
     return (
-        "Do MoE and dense learn the same? Similarity corrected for the noise of single runs, rho2, "
-        f"which is 1 if nothing systematic differs, is {listed(told)}. Of {len(verdict)} claims "
-        f"these runs {named[0]}, {named[1]} and leave "
-        f"{int((~np.isin(verdict, ['supported', 'refuted'])).sum())} open. "
-        f"Text: {unit.size} {unit.attrs['long_name']}s, {int(result['n_tokens'].sum()):,} tokens. "
-        + _runs(main, similarity)
+        f"Of {len(verdict)} claims these runs support {supported}, refute {refuted} and leave "
+        f"{len(verdict) - supported - refuted} open; rho2, the similarity of MoE and dense "
+        "corrected for noise of single runs, 1 if nothing systematic differs, is "
+        f"{listed(told)}, with {bracketed(result)}. {_named(main, 'supported')}"
+        f"{_named(main, 'refuted')}"
+        f"{_runs(main, similarity)}"
     )
+
+
+def _named(main: xr.Dataset, verdict: str) -> str:
+    """The first claims of a verdict, or nothing if there are none."""
+    names = main["hypothesis"].values[main["verdict"].values == verdict]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{verdict.capitalize()}: {'; '.join(names[:_NAMED])}{more}. " if len(names) else ""
 
 
 def _runs(main: xr.Dataset, similarity: xr.Dataset) -> str:
@@ -57,13 +61,8 @@ def _of_delta(row: xr.Dataset) -> str:
     dense, moe = str(row["claim_arms"].item()).split(", ")
     if not np.isfinite(row["estimate"]):
         return f"not known for {moe} (it takes two runs of {moe} and of {dense})"
-    unit = row["unit"].attrs["long_name"]
-    over_text = interval(*(1 + row["ci"].values), digits=4)
-    runs = f"; over runs {interval(*(1 + row['run_ci'].values), digits=4)}"
-    return (
-        f"{number(1 + row['estimate'], digits=4)} for {moe} (95% over {unit}s {over_text}"
-        f"{runs if np.isfinite(row['run_ci']).all() else ''})"
-    )
+    ends = [interval(*(1 + row[name].values), digits=4) for name in ("ci", "run_ci")]
+    return f"{number(1 + row['estimate'], digits=4)} for {moe} ({'; '.join(ends)})"
 
 
 def tables(result: xr.Dataset) -> Iterator[Table]:

@@ -19,17 +19,30 @@ def runs_sentence(arms: Iterable[str]) -> str:
     """
     names, counts = np.unique(list(arms), return_counts=True)
     runs = listed(f"{n} of {arm}" for arm, n in zip(names, counts, strict=True))
-    few = names[counts < ENOUGH_SEEDS]
-    if not len(few):
+    if counts.min() >= ENOUGH_SEEDS:
         return f"Runs: {runs}."
-    return (
-        f"Runs: {runs}. With fewer than {ENOUGH_SEEDS} seeds of {listed(few)}, this describes "
-        "these models and allows no claim about arms."
-    )
+    return f"Runs: {runs}; fewer than {ENOUGH_SEEDS} allow no claim about arms."
+
+
+def bracketed(result: xr.Dataset, counted: str = "", *, over_runs: bool = True) -> str:
+    """What stands in brackets behind values: `95% intervals over 14 works (672 tokens)`.
+
+    Parameters
+    ----------
+    result : Dataset with `unit` and, unless `counted` is given, `n_tokens (unit)`.
+    counted : how many of what.
+    over_runs : whether the interval over runs stands there, too.
+    """
+    counted = counted or f"{int(result['n_tokens'].sum()):,} tokens"
+    then = ", then over runs" if over_runs else ""
+    unit = result["unit"]
+    return f"95% intervals over {unit.size} {unit.attrs['long_name']}s ({counted}){then}"
 
 
 def stream_sentence(stream_hash: xr.DataArray) -> tuple[bool, str]:
-    """Whether the runs provably saw the same tokens in the same order, and a sentence that says so.
+    """Whether the runs provably saw the same tokens in the same order, and what is known of it.
+
+    What is known begins with a sentence that can stand alone.
 
     Parameters
     ----------
@@ -39,15 +52,15 @@ def stream_sentence(stream_hash: xr.DataArray) -> tuple[bool, str]:
     common = np.flatnonzero((hashes != 0).all(axis=0))
     if not len(common):
         return False, (
-            "The runs have no training step in common, so nothing proves that they saw the same "
-            "tokens in the same order."
+            "Nothing proves that the runs saw the same tokens in the same order. They have no "
+            "training step in common."
         )
     step, last = int(stream_hash["step"][common[-1]]), hashes[:, common[-1]]
     if (last == last[0]).all():
         return True, f"Up to step {step:,} all runs saw the same batches: their hashes agree."
     others, first = listed(stream_hash["run"].values[last != last[0]]), stream_hash["run"].values[0]
     return False, (
-        f"The runs did not see the same tokens in the same order: by step {step:,} the batches of "
+        f"The runs did not see the same tokens in the same order. By step {step:,} the batches of "
         f"{others} differ from those of {first}, and so may what they learned."
     )
 

@@ -7,68 +7,55 @@ import xarray as xr
 
 from analyses.reporting.cohort import ENOUGH_SEEDS, runs_sentence, works_sentence
 from analyses.reporting.pairs import place_text
-from analyses.reporting.text import interval, listed, number, p_value
+from analyses.reporting.text import interval, listed, number
 from analyses.statistics.token_classes import SURPRISING
 
 _QUOTED = "\N{LEFT DOUBLE QUOTATION MARK}{}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
 def finding(at: xr.Dataset, shown: Sequence[str], *, rate: float) -> str:
-    """The answer: which classes differ, and what is left of the chosen token ids in other text.
+    """The answer: in how many classes of tokens arms differ, and the surest of them.
 
     Parameters
     ----------
     at : the result at its last place.
-    shown : names of the pairs of arms that are spoken of.
+    shown : names of the pairs, of which those of two arms are spoken of.
     rate : false discovery rate.
     """
-    texts = [_classes(at.sel(arm_pair=pair), rate) for pair in shown]
-    kept = _kept(at, shown) if "choice" in at.dims else ""
-    return (
-        f"At {place_text(at)}, classes of tokens that differ by more than noise of seeds, beyond "
-        f"what the arms differ by over all tokens: {'; '.join(texts)}. {kept}"
-        f"{runs_sentence(at['arm'].values)}"
-    )
-
-
-def _classes(pair: xr.Dataset, rate: float) -> str:
-    """What was found of one pair of arms."""
-    name, classes = str(pair["arm_pair"].item()), pair.isel(token_class=slice(None, -1))
-    n_a, n_b, n_classes = int(pair["n_runs_a"]), int(pair["n_runs_b"]), len(classes["token_class"])
-    if min(n_a, n_b) < 2:
-        return f"{name}: not known, as one run of an arm does not tell noise of seeds"
-    reached = int((classes["p_adjusted"] <= rate).sum())
-    if not reached:
-        few = f", but {n_a} and {n_b} runs would show a very large one only"
-        return f"{name}: none of {n_classes}{few if min(n_a, n_b) < ENOUGH_SEEDS else ''}"
-    most, unit = classes.isel(token_class=int(classes["p"].values.argmin())), pair["unit"]
-    return (
-        f"{name}: {reached} of {n_classes} (false discovery rate {rate:.0%}), the surest "
-        f"{_QUOTED.format(most['token_class'].item())} by {number(most['relative'])} nats (95% "
-        f"over runs {interval(*most['relative_run_ci'].values)}; over {unit.attrs['long_name']}s "
-        f"{interval(*most['relative_ci'].values)})"
-    )
-
-
-def _kept(at: xr.Dataset, shown: Sequence[str]) -> str:
-    """What is left, in other text, of the differences in the token ids chosen for them."""
-    texts = []
+    counts, surest, unknown = [], [], []
     for name in shown:
-        if name not in at["choice"].values or at["pair_kind"].sel(arm_pair=name) != "MoE and dense":
+        pair = at.sel(arm_pair=name).isel(token_class=slice(None, -1))
+        if pair["pair_kind"] == "same arm":
             continue
-        choice = at.sel(choice=name)
-        before, after = choice["kept"].values
-        p = p_value(float(choice["kept_p"]), smallest=float(choice["kept_smallest_p"]))
-        texts.append(
-            f"{number(before)} becomes {number(after)} for {name} (with runs exchanged "
-            f"{number(choice['kept_chance'])}, p {p})"
+        tested = pair.dropna("token_class", subset=["p"])
+        if not tested.sizes["token_class"]:
+            unknown.append(name)
+            continue
+        reached = int((tested["p_adjusted"] <= rate).sum())
+        counts.append(f"{reached} of {tested.sizes['token_class']} for {name}")
+        surest.append(tested.isel(token_class=int(tested["p"].values.argmin())))
+    sentences = []
+    if surest:
+        first = min(surest, key=lambda of_class: float(of_class["p"]))
+        sentences.append(
+            f"At {place_text(at)}, classes of tokens in which arms differ in kind, beyond noise of "
+            f"seeds, are {listed(counts)} (false discovery rate {rate:.0%}), the surest of all "
+            f"{_class(first)}."
         )
-    if not texts:
-        return ""
+    if unknown:
+        sentences.append(f"Not known for {listed(unknown)}, for want of runs.")
+    return " ".join([*sentences, runs_sentence(at["arm"].values)])
+
+
+def _class(pair: xr.Dataset) -> str:
+    """A difference of two arms in one class of tokens, with both intervals."""
+    over_runs, over_text = (
+        interval(*pair[f"relative{suffix}"].values) for suffix in ("_run_ci", "_ci")
+    )
     return (
-        f"Of the {at.sizes['rank']} token ids that differ most reliably on one half of the "
-        f"{at['unit'].attrs['long_name']}s, the mean difference in the other half: "
-        f"{'; '.join(texts)}. "
+        f"{_QUOTED.format(pair['token_class'].item())} for {pair['arm_pair'].item()} by "
+        f"{number(pair['relative'])} nats (uncorrected 95% over runs {over_runs}; over "
+        f"{pair['unit'].attrs['long_name']}s {over_text})"
     )
 
 
@@ -88,6 +75,11 @@ def caveats(
         yield f"Left out, as no step of them has finite losses: {listed(gone)}."
     if result.attrs["match"] == "step":
         yield from _equal_steps(result, at)
+    n_runs = np.minimum(at["n_runs_a"], at["n_runs_b"])
+    if ((n_runs > 1) & (n_runs < ENOUGH_SEEDS)).any():
+        yield (
+            f"With fewer than {ENOUGH_SEEDS} runs of an arm, only a very large difference shows."
+        )
     if np.isfinite(smallest := float(at["smallest_p"].min())):
         yield (
             f"Exchanging the runs of two arms can give no p below {smallest:.2g} here, however "

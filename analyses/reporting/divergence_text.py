@@ -7,7 +7,7 @@ import xarray as xr
 
 from analyses.comparison.divergence.seed_phases import IN_THESE_RUNS
 from analyses.reporting import excess, pairs
-from analyses.reporting.cohort import runs_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence
 from analyses.reporting.report import Table
 from analyses.reporting.text import interval, listed, number
 
@@ -22,20 +22,24 @@ READING = (
 )
 
 
-def finding(result: xr.Dataset, at: xr.Dataset) -> str:
-    """The answer in sentences, at one place, and the phases of each arm."""
-    unit = at["unit"].attrs["long_name"]
-    sentences = [
-        f"At {pairs.place_text(at)}, the KL divergence of what two runs predict is "
-        f"{listed(pairs.estimates(at, 'kl'))} pairs, in nats, with 95% intervals "
-        f"({at.sizes['unit']} {unit}s, {int(at['n_tokens'].sum()):,} positions).",
-        *excess.sentences(at, "kl"),
-    ]
-    if "curve" in result.dims and (result["curve_group"] == "arms").any():
-        of_arms = result.isel(curve=np.flatnonzero(result["curve_group"] == "arms"))
-        phases = [_where_seen(of_arms.sel(phase=phase)) for phase in of_arms["phase"].values]
-        sentences.append(f"Phases of KL between seeds: {'; '.join(phases)}.")
-    return " ".join([*sentences, runs_sentence(at["arm"].values)])
+def finding(at: xr.Dataset) -> str:
+    """The answer at one place."""
+    positions = f"{int(at['n_tokens'].sum()):,} positions"
+    return " ".join(
+        [
+            f"At {pairs.place_text(at)}, the KL divergence of what two runs predict is, in nats, "
+            f"{pairs.estimates(at, 'kl')} pairs, with {bracketed(at, positions)}.",
+            *excess.sentences(at, "kl"),
+            runs_sentence(at["arm"].values),
+        ]
+    )
+
+
+def phases_sentence(result: xr.Dataset) -> str:
+    """Which phases were seen in which arms."""
+    of_arms = result.isel(curve=np.flatnonzero(result["curve_group"] == "arms"))
+    phases = [_where_seen(of_arms.sel(phase=phase)) for phase in of_arms["phase"].values]
+    return f"Of the phases, {'; '.join(phases)}."
 
 
 def _where_seen(of_phase: xr.Dataset) -> str:

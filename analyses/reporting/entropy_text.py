@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import xarray as xr
 
-from analyses.reporting.cohort import runs_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence
 from analyses.reporting.text import interval, listed, number
 from analyses.routing.observed import router_notes
 
@@ -13,51 +12,25 @@ from analyses.routing.observed import router_notes
 def finding(result: xr.Dataset) -> str:
     """What the last step shows, by arm."""
     at = result.isel(step=-1)
-    unit, parts = result["unit"].attrs["long_name"], []
-    for arm in result["each_arm"].values:
-        of_arm = at.sel(each_arm=arm)
-        if np.isnan(of_arm["arm_router_entropy_mean"]):
-            continue
-        used, sure, information = (
-            f"{number(of_arm[f'arm_{n}_mean'], digits=d)} "
-            f"({interval(*of_arm[f'arm_{n}_mean_ci'].values, digits=d)})"
-            for n, d in (("effective_experts", 2), ("token_entropy", 3), ("token_information", 3))
+    arms = at["each_arm"].values[at["arm_router_entropy_mean"].notnull().values]
+    if not len(arms):
+        runs = runs_sentence(result["arm"].values)
+        return f"No arm was observed in all of its runs at step {int(at['step']):,}. {runs}"
+    used, sure = (
+        listed(
+            f"{number(of_arm[f'arm_{name}_mean'], digits=digits)} "
+            f"({interval(*of_arm[f'arm_{name}_mean_ci'].values, digits=digits)}) in {arm} runs"
+            for arm in arms
+            for of_arm in [at.sel(each_arm=arm)]
         )
-        parts.append(
-            f"In {arm} runs, {used} effective experts are in use; the router has {sure} nats of "
-            f"entropy at a token, and the token tells {information} nats about its choice"
-        )
-    relation, n = _relation(at), result.sizes["expert"]
-    return (
-        f"At step {int(at['step']):,}, means over runs and layers are these. "
-        f"{'. '.join(parts) or 'No arm has all of its runs there'}. The most there can be is {n} "
-        f"experts and ln {n} = {number(result['entropy_limit'])} nats. "
-        f"{relation}"
-        f"Intervals are 95% over {result.sizes['unit']} {unit}s "
-        f"({int(result['n_tokens'].sum()):,} tokens). {runs_sentence(result['arm'].values)}"
+        for name, digits in (("effective_experts", 2), ("token_entropy", 3))
     )
-
-
-def _relation(at: xr.Dataset) -> str:
-    if "arm_entropy_loss_rho_mean" not in at:
-        return ""
-    parts = []
-    for arm in at["each_arm"].values:
-        rho, partial_r = (
-            (of_arm, at[f"arm_{name}_mean_ci"].sel(each_arm=arm).values)
-            for name in ("entropy_loss_rho", "entropy_loss_partial_r")
-            for of_arm in [float(at[f"arm_{name}_mean"].sel(each_arm=arm))]
-        )
-        if not np.isnan(rho[0]):
-            parts.append(
-                f"{number(rho[0])} ({interval(*rho[1])}) in {arm} runs (partial r "
-                f"{number(partial_r[0])}, {interval(*partial_r[1])})"
-            )
-    if not parts:
-        return ""
+    n = result.sizes["expert"]
     return (
-        "Spearman's rho of router entropy with loss, and Pearson's partial r with difficulty held "
-        f"fixed, are {listed(parts)}. "
+        f"At step {int(at['step']):,}, averaged over runs and layers, experts in effective use are "
+        f"{used} of {n}, and the router's entropy at a token, of at most ln {n} = "
+        f"{number(result['entropy_limit'])} nats, is {sure}, with "
+        f"{bracketed(result, over_runs=False)}. {runs_sentence(result['arm'].values)}"
     )
 
 

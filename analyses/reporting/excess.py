@@ -10,7 +10,7 @@ import xarray as xr
 
 from analyses.reporting import figures, pairs
 from analyses.reporting.report import Table
-from analyses.reporting.text import interval, listed, number
+from analyses.reporting.text import interval, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,14 +144,16 @@ def table(at: xr.Dataset, name: str, *, digits: int = 4) -> Table:
 
 
 def sentences(at: xr.Dataset, name: str, *, digits: int = 4) -> list[str]:
-    """Which arms are further apart than their seeds, of those with an interval over runs."""
-    apart: dict[bool, list[str]] = {True: [], False: []}
-    for contrast in at["contrast"].values:
-        of_arms = at.sel(contrast=contrast)
-        low, high = of_arms[f"excess_{name}_run_ci"].values
-        if np.isfinite(low):
-            over_runs = interval(low, high, digits=digits)
-            value = number(of_arms[f"excess_{name}"], digits=digits)
-            apart[bool(low > 0)].append(f"{contrast} (excess {value}, over runs {over_runs})")
-    told = {True: "Further apart than their seeds are", False: "Not told apart from seeds are"}
-    return [f"{told[is_apart]} {listed(arms)}." for is_apart, arms in apart.items() if arms]
+    """How many arms are further apart than their seeds, of those with an interval over runs."""
+    ends = f"excess_{name}_run_ci"
+    known = at.isel(contrast=np.flatnonzero(at[ends].notnull().all("ci_bound")))
+    if not known.sizes["contrast"]:
+        return []
+    most = known.isel(contrast=int(known[f"excess_{name}"].values.argmax()))
+    n_apart = int((known[ends].sel(ci_bound="lower") > 0).sum())
+    return [
+        f"{n_apart} of {known.sizes['contrast']} pairs of arms are further apart than their seeds; "
+        f"the excess is largest for {most['contrast'].item()}, "
+        f"{number(most[f'excess_{name}'], digits=digits)} "
+        f"({interval(*most[ends].values, digits=digits)} over runs)."
+    ]

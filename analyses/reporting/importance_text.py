@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from analyses.reporting.cohort import runs_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence
 from analyses.reporting.importance_figures import PRIMARY
 from analyses.reporting.text import interval, listed, number
 from analyses.routing.observed import router_notes
@@ -24,14 +24,12 @@ def best_metrics(at: xr.Dataset) -> dict[str, str]:
 
 def finding(at: xr.Dataset) -> str:
     """The answer at one step, with intervals and n."""
-    unit, n_experts, n_layers = at["unit"].attrs["long_name"], at.sizes["expert"], at.sizes["layer"]
     best = [_best_sentence(at, arm, metric) for arm, metric in best_metrics(at).items()]
     return (
-        f"At step {int(at['step']):,}, importance being the change of loss over all tokens when an "
-        f"expert's output is replaced by its mean: {'; '.join(best) or 'nothing predicts it'}. "
-        f"{_specialists(at)}In brackets 95% intervals over {at.sizes['unit']} {unit}s "
-        f"({int(at['n_tokens'].sum()):,} tokens), then over runs. A correlation is over "
-        f"{n_experts} experts, in {n_layers} layers of each run. {runs_sentence(at['arm'].values)}"
+        f"At step {int(at['step']):,}, how much an expert matters, by the loss without its output, "
+        f"is predicted {'; '.join(best) or 'by no metric'}, with {bracketed(at)}. A correlation is "
+        f"over {at.sizes['expert']} experts, in {at.sizes['layer']} layers of each run. "
+        f"{runs_sentence(at['arm'].values)}"
     )
 
 
@@ -39,42 +37,21 @@ def _best_sentence(at: xr.Dataset, arm: str, metric: str) -> str:
     """What predicts best in an arm, and how well in runs that had no part in the choice."""
     of_arm = at.sel({"each_arm": arm, **PRIMARY})
     of = of_arm.sel(metric=metric)
-    rho = f"rho {_estimate(of, 'arm_rho_mean', digits=2)}"
     low, high = of["arm_rho_mean_ci"].values
+    ends = [interval(*of[f"arm_rho_mean{s}"].values, digits=2) for s in ("_ci", "_run_ci")]
+    rho = f"{number(of['arm_rho_mean'], digits=2)} ({'; '.join(ends)})"
     if not (low > 0 or high < 0):
-        return f"in {arm} runs no metric is told from 0 ({METRICS[metric]} has {rho})"
-    text = f"in {arm} runs {METRICS[metric]} predicts it best ({rho})"
+        return f"by no metric in {arm} runs ({METRICS[metric]} has rho {rho})"
+    text = f"best by {METRICS[metric]} in {arm} runs, rho {rho}"
     own = at.sel(run=at["arm"].values.astype(str) == arm)
     scores = own["held_out_rho"].values
     if np.isfinite(scores).all():
-        ends = np.clip(of_arm["arm_held_out_rho_run_ci"].values, -1, 1)
+        over_runs = interval(*np.clip(of_arm["arm_held_out_rho_run_ci"].values, -1, 1), digits=2)
+        left_out = number(scores.mean(), digits=2)
         same = int((own["held_out_metric"].values == metric).sum())
-        text += (
-            f", and what the other runs would choose ({same} of {len(scores)} times the same) has "
-            f"rho {number(scores.mean(), digits=2)} in a run left out"
-        )
-        text += f" (over runs {interval(*ends, digits=2)})" if np.isfinite(ends).all() else ""
+        text += f", and {left_out} ({over_runs} over runs) in a run left out, where {same} of "
+        text += f"{len(scores)} choose it"
     return text
-
-
-def _estimate(of: xr.Dataset, name: str, *, digits: int = 3) -> str:
-    over_text = interval(*of[f"{name}_ci"].values, digits=digits)
-    over_runs = interval(*of[f"{name}_run_ci"].values, digits=digits)
-    return f"{number(of[name], digits=digits)}; {over_text}; {over_runs}"
-
-
-def _specialists(at: xr.Dataset) -> str:
-    parts = []
-    for arm in at["each_arm"].values.astype(str):
-        of = at.sel(each_arm=arm, replacement="mean", tokens="all")
-        if np.isfinite(of["arm_contrast_mean"]):
-            parts.append(f"{_estimate(of, 'arm_contrast_mean', digits=4)} in {arm} runs")
-    if not parts:
-        return ""
-    return (
-        "Without an expert, the domain it takes most of loses more than the others by, in nats, "
-        f"{', by '.join(parts)}. "
-    )
 
 
 def caveats(result: xr.Dataset, at: xr.Dataset) -> Iterator[str]:

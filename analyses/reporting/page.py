@@ -86,5 +86,6 @@ def _references(references: tuple[str, ...]) -> list[str]:
 
 
 def _linked(text: str) -> str:
+    text = re.sub(r"https://\S+[^\s.,;)]", r"[\g<0>](\g<0>)", text)
     text = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
     return re.sub(r"doi:(10\.\S+[^\s.,;)])", r"[doi:\1](https://doi.org/\1)", text)

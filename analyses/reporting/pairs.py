@@ -12,7 +12,7 @@ import xarray as xr
 
 from analyses.reporting import figures
 from analyses.reporting.report import Table
-from analyses.reporting.text import interval, number
+from analyses.reporting.text import interval, listed, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -164,16 +164,13 @@ def table(result: xr.Dataset, name: str, group: str, *, places: Iterable[int], t
     return Table(title, head, tuple(rows))
 
 
-def estimates(at: xr.Dataset, name: str) -> list[str]:
+def estimates(at: xr.Dataset, name: str) -> str:
     """What a measure is for each kind of pair at one place, in words, with both intervals."""
-    unit = at["unit"].attrs["long_name"]
     texts = []
     for kind in at["kind"].values:
         of_kind = at.sel(kind=kind)
-        over_text = interval(*of_kind[f"kind_{name}_ci"].values)
-        over_runs = of_kind[f"kind_{name}_run_ci"].values
-        runs = f"; over runs {interval(*over_runs)}" if np.isfinite(over_runs).all() else ""
-        texts.append(
-            f"{number(of_kind[f'kind_{name}'])} for {kind} (over {unit}s {over_text}{runs})"
+        over_text, over_runs = (
+            interval(*of_kind[f"kind_{name}{suffix}"].values) for suffix in ("_ci", "_run_ci")
         )
-    return texts
+        texts.append(f"{number(of_kind[f'kind_{name}'])} for {kind} ({over_text}; {over_runs})")
+    return listed(texts)

@@ -84,7 +84,8 @@ class Report:
     ----------
     analysis, study : names; the report stands in `<study>/<analysis>/`.
     definition : question, mathematics and references, from the module docstring.
-    finding : the answer in a sentence or two, with intervals and n.
+    finding : at most some 500 characters, with intervals and n; the first sentence answers the
+        question with an interval, and stands alone on the index.
     tables, drawings : in the order of reading.
     reading : how to read the figures.
     caveats : what the numbers do not say.

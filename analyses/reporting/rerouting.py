@@ -63,7 +63,7 @@ def rerouting_drawing(anew: xr.Dataset) -> Drawing:
         "representation of the step (solid), with the last router (dashed: the representation "
         "alone differs), with the last representation (dotted: the router alone differs). Means "
         f"over the runs of an arm. Bands are intervals over {unit}s, thin dotted lines the ends of "
-        f"those over runs. Layers {listed(shown_layers(anew))}.",
+        f"those over runs. Layers {listed(shown_layers(anew))}. {rerouting_sentence(anew)}",
         figure=plot_rerouting(anew),
         data={"rerouting": anew[[f"arm_{n}{end}" for n in AGAINST_LAST for end in suffixes]]},
     )

@@ -130,6 +130,17 @@ def predictions(n_sequences: int, *, seed: list[int]) -> xr.Dataset:
     )
 
 
+def activations(n_sequences: int, *, seed: list[int]) -> xr.Dataset:
+    """Arbitrary representations, in part the same in all runs, of two layers at two positions."""
+    dims, shape = ("layer", "sequence", "pos", "d_model"), (2, n_sequences, 2, 3)
+    parts = [np.random.default_rng(s).standard_normal((2, *shape)) for s in (8, seed)]
+    mid, post = np.concatenate(parts, axis=-1).astype("float32")
+    return xr.Dataset(
+        {"resid_mid": (dims, mid), "resid_post": (dims, post)},
+        {"layer": [1, 3], "sequence": np.arange(n_sequences), "pos": [3, 11]},
+    )
+
+
 def knock_outs(shape: tuple[int, int], *, seed: list[int]) -> xr.Dataset:
     """Arbitrary changes of loss without each expert of two layers."""
     rng, dims = np.random.default_rng(seed), ("layer", "expert", "sequence", "pos")
@@ -144,10 +155,20 @@ def knock_outs(shape: tuple[int, int], *, seed: list[int]) -> xr.Dataset:
 
 @pytest.fixture(scope="session")
 def write_study(probe_set: xr.Dataset, planted: SimpleNamespace) -> Callable[..., Path]:
-    """Write runs {name: arm} into a folder; the last step of `unfinished` runs is not committed."""
+    """Write runs {name: arm} into a folder; the last step of `unfinished` runs is not committed.
+
+    A token chooses `top_k` experts with numbers that follow each other; `recorded` runs have
+    activations.
+    """
 
     def write(
-        folder: Path, runs: dict[str, str], *, unfinished: tuple[str, ...] = (), **text: str
+        folder: Path,
+        runs: dict[str, str],
+        *,
+        unfinished: tuple[str, ...] = (),
+        top_k: int = 1,
+        recorded: bool = False,
+        **text: str,
     ) -> Path:
         shown = probe_set.copy()
         if text:
@@ -158,8 +179,11 @@ def write_study(probe_set: xr.Dataset, planted: SimpleNamespace) -> Callable[...
             is_moe = not arm.startswith("dense")
             observed = {"losses": xr.Dataset({"loss": (("sequence", "pos"), difficulty)})}
             observed["predictions"] = predictions(len(difficulty), seed=[5, 0, i])
+            if recorded:
+                observed["activations"] = activations(len(difficulty), seed=[7, 0, i])
             if is_moe:
-                index = np.stack([planted.domain, planted.token])
+                first = np.stack([planted.domain, planted.token])
+                index = (first + np.arange(top_k)) % N_EXPERTS
                 prob = np.full((*index.shape[:-1], N_EXPERTS), 1 / N_EXPERTS)
                 observed["routing"] = xr.Dataset(
                     {
@@ -188,6 +212,8 @@ def write_study(probe_set: xr.Dataset, planted: SimpleNamespace) -> Callable[...
                 values = 12 - 5 * at + difficulty * (1 + at) + noise[at]
                 observed["losses"] = xr.Dataset({"loss": (("sequence", "pos"), values)})
                 observed["predictions"] = predictions(len(difficulty), seed=[5, at, i])
+                if recorded:
+                    observed["activations"] = activations(len(difficulty), seed=[7, at, i])
                 run.write(step, observed)
                 if not (name in unfinished and step == 4):
                     run.commit(step)

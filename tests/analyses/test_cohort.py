@@ -26,8 +26,8 @@ def test_runs_with_other_batches_are_named():
 def test_without_a_common_step_nothing_is_proved():
     assert stream_sentence(stream([5, 0], [0, 6])) == (
         False,
-        "The runs have no training step in common, so nothing proves that they saw the same "
-        "tokens in the same order.",
+        "Nothing proves that the runs saw the same tokens in the same order. They have no "
+        "training step in common.",
     )
 
 

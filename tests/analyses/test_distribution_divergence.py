@@ -275,11 +275,14 @@ def test_the_report_of_a_store_says_kl_and_phases(
     page = (folder / "index.md").read_text(encoding="utf-8")
     if match == "step":
         kl = float(result["kind_kl"].sel(kind="dense-dense", step=64))
-        assert f"At step 64, the KL divergence of what two runs predict is {kl:.3f}" in page
-    assert "(18 works, 144 positions)" in page
+        assert (
+            f"At step 64, the KL divergence of what two runs predict is, in nats, {kl:.3f}" in page
+        )
+    assert "over 18 works (144 positions)" in page
     assert (folder / "kl_by_frequency.svg").exists()
     assert (folder / "phases.svg").exists() == (match == "step")
-    assert "Further apart than their seeds are dense against switch (excess" in page
+    assert "1 of 1 pairs of arms are further apart than their seeds" in page
+    assert "largest for dense against switch, " in page
     sharp = "; sharp divergence seen in dense and switch; "
     assert (sharp in page) == (match == "step")
 

@@ -167,8 +167,8 @@ def test_the_report_says_the_gain_of_each_kind(study_folder: Path, tmp_path: Pat
     command = [str(study_folder), "--match", "loss", "--unit", "document"]
     assert analysis.main([*command, "--report", str(tmp_path)]) == 0
     page = (tmp_path / "ensemble_gain" / "index.md").read_text(encoding="utf-8")
-    assert "the mean of two runs' probabilities lowers the loss by" in page
-    assert "(14 documents, 672 tokens)" in page
+    assert "the mean of two runs' probabilities lowers the loss, in nats, by" in page
+    assert "over 14 documents (672 tokens)" in page
     names = {path.name for path in (tmp_path / "ensemble_gain").glob("*.svg")}
     assert names == {"ensemble_gain.svg", "gain_by_arms.svg", "gain_excess.svg"}
 

@@ -132,9 +132,11 @@ def test_the_finding_names_it_and_how_it_does_where_it_was_not_chosen(result: xr
         expected = np.sign(others.sel(metric=best)) * rho.sel(run=run, metric=best)
         assert float(at["held_out_rho"].sel(run=run)) == pytest.approx(float(expected))
     text = finding(at)
-    assert f"in switch runs {METRICS[best_metrics(at)['switch']]} predicts it best" in text
-    assert "in a run left out (over runs " in text
-    assert "in hash runs no metric is told from 0" in text
+    assert f"best by {METRICS[best_metrics(at)['switch']]} in switch runs, rho 1.00 (" in text
+    scores = at["held_out_rho"].sel(run=at["arm"] == "switch").values
+    assert f", and {scores.mean():.2f} (" in text
+    assert " over runs) in a run left out, where " in text
+    assert "by no metric in hash runs" in text
 
 
 def test_a_run_whose_changes_are_noise_is_not_predicted(result: xr.Dataset) -> None:

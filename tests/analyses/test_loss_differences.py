@@ -568,9 +568,10 @@ def page(study_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Simple
 
 def test_report_says_that_few_seeds_allow_no_claim(page: SimpleNamespace) -> None:
     assert page.status == 0
-    assert "this describes these models and allows no claim about arms" in page.text
-    assert "one run of an arm does not tell noise of seeds" in page.text
-    assert "none of" in page.text
+    assert "fewer than 3 allow no claim about arms" in page.text
+    assert "Not known for dense_20 " in page.text
+    assert "for want of runs" in page.text
+    assert "are 0 of 7 for switch" in page.text
 
 
 def test_report_holds_its_figures_numbers_and_draws(page: SimpleNamespace) -> None:

@@ -198,8 +198,8 @@ def test_command_writes_what_the_figure_shows(reports: SimpleNamespace) -> None:
         values = [float(row["pair_r2"]) for row in rows if row["pair"] == name]
         assert tuple(np.round(values, 6).tolist()) in drawn
     page = (folder / "index.md").read_text(encoding="utf-8")
-    assert "(14 works, 672 tokens)" in page
-    assert "allows no claim about arms" in page
+    assert "over 14 works (672 tokens)" in page
+    assert "fewer than 3 allow no claim about arms" in page
 
 
 def test_unfinished_run_and_run_without_steps_are_named(

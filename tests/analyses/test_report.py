@@ -203,5 +203,5 @@ def test_line_breaks_in_a_command_cannot_end_its_block(report: Report) -> None:
 
 
 def test_few_seeds_forbid_claims_about_arms() -> None:
-    assert "allows no claim" in runs_sentence(["dense", "dense", "dense", "switch", "switch"])
+    assert "allow no claim" in runs_sentence(["dense", "dense", "dense", "switch", "switch"])
     assert runs_sentence(["hash"] * 3) == "Runs: 3 of hash."

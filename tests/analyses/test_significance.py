@@ -432,7 +432,8 @@ def test_command_writes_what_the_figure_shows(reports: SimpleNamespace) -> None:
             assert low < float(row["estimate"]) < high
         assert row["verdict"] == UNKNOWN
     page = (folder / "index.md").read_text(encoding="utf-8")
-    assert "With fewer than 3 seeds of dense and switch" in page
+    assert "fewer than 3 allow no claim about arms" in page
+    assert "Of 7 claims these runs support 0, refute 0 and leave 7 open" in page
     assert "The probe set has no n-gram surprisal" in page
     assert "no evidence that architectures agree or differ" in page
     assert {p.name for p in folder.glob("*.svg")} == {

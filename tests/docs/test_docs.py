@@ -166,10 +166,13 @@ def test_the_analysis_of_the_how_to_writes_a_report_of_mean_losses(folder, tmp_p
     analysis = SimpleNamespace(**runpy.run_path(str(path)))
     study = folder / "studies/quick"
     assert analysis.main([str(study), "--report", str(tmp_path)]) == 0
-    assert "Mean losses of the runs" in (tmp_path / "mean_loss/index.md").read_text("utf-8")
+    page = (tmp_path / "mean_loss/index.md").read_text("utf-8")
     table = (tmp_path / "mean_loss/mean_loss.csv").read_text("utf-8").splitlines()
     columns = table[0].split(",")
-    for row in (dict(zip(columns, line.split(","), strict=True)) for line in table[1:]):
+    rows = [dict(zip(columns, line.split(","), strict=True)) for line in table[1:]]
+    best = min(rows, key=lambda row: float(row["loss_mean"]))
+    assert f"{best['run']} has the lowest mean loss, {float(best['loss_mean']):.3f} nats" in page
+    for row in rows:
         losses = xr.open_zarr(study / f"{row['run']}.zarr", group="losses", chunks=None)["loss"]
         mean = float(losses.isel(step=-1).mean())
         assert float(row["loss_mean"]) == pytest.approx(mean, abs=1e-6)
