@@ -1,17 +1,19 @@
 """Training speed beside a nanoGPT-style GPT and `transformers`, alternating in one process.
 
-    python tests/benchmarks/training.py [--size quick|wide] [--threads 1] [--rounds 10]
+    python tests/benchmarks/training.py [--size quick|wide] [--precision float32|bfloat16]
+                                        [--threads 1] [--rounds 10]
 
-All models of a table have the same width, depth, context, batch, vocabulary and precision, float32,
-and active parameters that differ by 3% at most: the experts of OLMoE and Mixtral are SwiGLU, with
-three matrices, so 8/3 instead of 4 times as wide inside. All drop no token; dense peers take ReLU,
-as ours do, which costs less than GELU; embeddings are untied, dropout is 0. Each takes whole
-optimizer steps: loss, gradient, clipping, fused AdamW.
+All models of a table have the same width, depth, context, batch, vocabulary and precision (without
+`--precision`, the one that training takes here by default; bfloat16 is autocast's), and active
+parameters that differ by 3% at most: the experts of OLMoE and Mixtral are SwiGLU, with three
+matrices, so 8/3 instead of 4 times as wide inside. All drop no token; dense peers take ReLU, as
+ours do, which costs less than GELU; embeddings are untied, dropout is 0. Each takes whole optimizer
+steps: loss, gradient, clipping, fused AdamW.
 
-In each round every model takes one step, so that a busy machine slows them alike; medians over
-rounds. A ratio is one of processor seconds, which other work disturbs less than the clock. FLOP are
-those of the linear maps, 6 a token and active weight, beside the best rate at which this run
-multiplied two square matrices. Exits with 1 if an aim is missed.
+In each round every model takes one step on the same new tokens, so that a busy machine slows them
+alike; medians over rounds. A ratio is one of processor seconds, which other work disturbs less than
+the clock. FLOP are those of the linear maps, 6 a token and active weight, beside the best rate at
+which this run multiplied two square matrices. Exits with 1 if an aim is missed.
 """
 
 import os
@@ -33,7 +35,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from models.config import ModelConfig, quick
+from models.config import ModelConfig, Precision, quick
+from models.optimization import training_precision
 from models.transformer import Transformer
 
 ADAMW = {"lr": 1e-4, "fused": True}
@@ -116,46 +119,50 @@ class Contender:
     name: str
     model: nn.Module
     active: int  # parameters that a token's prediction uses
-    step: Callable[[], None]
+    step: Callable[[Tensor], None]
     seconds: list[float] = dataclasses.field(default_factory=list)
     processor_seconds: list[float] = dataclasses.field(default_factory=list)
 
 
-def contender(name: str, model: nn.Module, cfg: ModelConfig, tokens: Tensor) -> Contender:
+def contender(name: str, model: nn.Module, cfg: ModelConfig, precision: Precision) -> Contender:
     """A model with its optimizer; ours as `models.optimization` trains it."""
     optimizer = torch.optim.AdamW(model.parameters(), **ADAMW)
-    inputs, target = tokens[:, :-1], tokens[:, 1:]
     n_parameters = sum(p.numel() for p in model.parameters())
     experts = [p for key, p in model.named_parameters() if ".experts." in key]
     unused = sum(p.numel() for p in experts) * (1 - cfg.top_k / cfg.n_experts) if experts else 0
 
-    def loss() -> Tensor:
+    def loss(inputs: Tensor, target: Tensor) -> Tensor:
         if isinstance(model, Transformer):
             return model(inputs, target) + 0.0625 * model.balance_loss
         out = model(inputs)
         logits = out if isinstance(out, Tensor) else out.logits
-        return F.cross_entropy(logits.flatten(0, 1), target.flatten())
+        return F.cross_entropy(logits.float().flatten(0, 1), target.flatten())
 
-    def step() -> None:
+    def step(tokens: Tensor) -> None:
         optimizer.zero_grad()
-        loss().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            of_batch = loss(tokens[:, :-1], tokens[:, 1:])
+        of_batch.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.9)
         optimizer.step()
 
     return Contender(name, model, n_parameters - int(unused), step)
 
 
-def compare(contenders: list[Contender], rounds: int) -> float:
+def compare(
+    contenders: list[Contender], cfg: ModelConfig, batch: int, precision: Precision, rounds: int
+) -> float:
     """Let all take a step in each round, the first to warm up; return the best FLOP/s of a product.
 
     Also multiplies two square matrices in each round.
     """
-    a, b = torch.randn(2, 1536, 1536)
+    a, b = torch.randn(2, 1536, 1536).to(getattr(torch, precision))
     best = 0.0
     for round_ in range(rounds + 1):
+        tokens = torch.randint(0, cfg.d_vocab, (batch, cfg.n_ctx + 1))
         for one in contenders:
             start, start_processor = time.perf_counter(), time.process_time()
-            one.step()
+            one.step(tokens)
             if round_:
                 one.processor_seconds.append(time.process_time() - start_processor)
                 one.seconds.append(time.perf_counter() - start)
@@ -217,25 +224,23 @@ def show(
     Console(width=120).print(table)
 
 
-def dense_aims(size: str, rounds: int) -> dict[str, tuple[float, float]]:
+def dense_aims(size: str, precision: Precision, rounds: int) -> dict[str, tuple[float, float]]:
     """Run and show the dense models; for each aim its name, the ratio found, the least."""
     cfg, _, batch = sizes(size)
-    tokens = torch.randint(0, cfg.d_vocab, (batch, cfg.n_ctx + 1))
     models = {
         "dense": Transformer(cfg),
         "nanoGPT-style": PlainGPT(cfg),
         "GPT-2 (transformers)": gpt2(cfg),
     }
-    found = [contender(n, m, cfg, tokens) for n, m in models.items()]
-    best = compare(found, rounds)
-    show(f"{size}: dense, width {cfg.d_model}", found, cfg, batch, best)
+    found = [contender(n, m, cfg, precision) for n, m in models.items()]
+    best = compare(found, cfg, batch, precision, rounds)
+    show(f"{size}, {precision}: dense, width {cfg.d_model}", found, cfg, batch, best)
     return {"dense / nanoGPT-style": (ratio(*found[:2]), 1.1)}
 
 
-def moe_aims(size: str, rounds: int) -> dict[str, tuple[float, float]]:
+def moe_aims(size: str, precision: Precision, rounds: int) -> dict[str, tuple[float, float]]:
     """The same of models with experts, and of a dense one of the same active FLOP."""
     _, cfg, batch = sizes(size)
-    tokens = torch.randint(0, cfg.d_vocab, (batch, cfg.n_ctx + 1))
     dense = dataclasses.replace(cfg, router=None, moe_layers=(), n_experts=0, top_k=0)
     everywhere = dataclasses.replace(cfg, moe_layers=tuple(range(cfg.n_layers)))
     models = {
@@ -245,9 +250,9 @@ def moe_aims(size: str, rounds: int) -> dict[str, tuple[float, float]]:
         "OLMoE (transformers)": mixture("OLMoE", cfg),
         "Mixtral (transformers)": mixture("Mixtral", cfg),
     }
-    found = [contender(n, m, cfg, tokens) for n, m in models.items()]
-    best = compare(found, rounds)
-    show(f"{size}: 8 experts, top 1, width {cfg.d_model}", found, cfg, batch, best)
+    found = [contender(n, m, cfg, precision) for n, m in models.items()]
+    best = compare(found, cfg, batch, precision, rounds)
+    show(f"{size}, {precision}: 8 experts, top 1, width {cfg.d_model}", found, cfg, batch, best)
     dense_, switch, switch_everywhere, olmoe, mixtral = found
     return {
         "switch / dense of the same active FLOP": (ratio(switch, dense_), 0.85),
@@ -259,18 +264,20 @@ def moe_aims(size: str, rounds: int) -> dict[str, tuple[float, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=("quick", "wide"), default="quick")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=1, help="of one run, as the presets have it")
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    precision = args.precision or training_precision(torch.device("cpu"))
     Console().print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, float32, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}, {precision}, "
         f"{args.threads} threads"
     )
     missed = False
     for measure in (dense_aims, moe_aims):
-        for name, (found, least) in measure(args.size, args.rounds).items():
+        for name, (found, least) in measure(args.size, precision, args.rounds).items():
             missed |= found < least
             Console().print(f"{name}: {found:.2f}, {least} or more is the aim")
     sys.exit(int(missed))
