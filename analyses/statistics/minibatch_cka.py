@@ -165,11 +165,15 @@ def gram_features(x: NDArray, batches: Sequence[NDArray[np.intp]]) -> Grams:
     # views of one array, which memory has back whole; thousands of small ones would leave holes
     sizes = [len(batch) for batch in batches]
     held = np.split(np.empty(sum(n * n for n in sizes), x.dtype), np.cumsum(np.square(sizes))[:-1])
+    room = np.empty((max(sizes), x.shape[1]), x.dtype)
     grams, constant = [], True
     for batch, n, place in zip(batches, sizes, held, strict=True):
-        taken = x[batch]
-        mean = finite_mean(taken)
-        taken -= mean.astype(x.dtype)
+        taken = np.take(x, batch, axis=0, out=room[:n], mode="clip")  # other modes copy twice
+        mean = np.full(n, 1 / n, x.dtype) @ taken
+        # once values are known to vary the product will do, as U-centring takes away its rounding
+        if constant or not np.isfinite(mean).all():
+            mean = finite_mean(taken)
+        taken -= mean.astype(x.dtype, copy=False)
         gram = np.matmul(taken, taken.T, out=place.reshape(n, n))
         constant = constant and not varies(float(gram.trace()), mean, like=taken)
         grams.append(u_centred(gram))
