@@ -5,17 +5,19 @@ run and layer, and every two steps c and c', the router saturation [1]_ is
 
     Sat(c, c') = mean_t |A_t(c) ∩ A_t(c')| / k
 
-the share of choices that the two steps have in common. Expert numbers mean the same at all steps of
-one run, and nothing between runs. Two levels that saturation has for reasons of no interest:
+the share of choices that the two steps have in common. Of more than 60 steps, c' is one of 60 at
+equal distances in the list of steps, the first and the last among them. Expert numbers mean the
+same at all steps of one run, and nothing between runs. Two levels that saturation has for reasons
+of no interest:
 
     chance    chi(c, c') = (1/k) sum_i q_i(c) q_i(c'), with q_i the share of tokens that chose i
     lookup    a token's route at c against that at c' of another token with the same id
 
 Chance is k/N if loads are even. Beyond it, kappa = (Sat - chi) / (1 - chi) [2]_. The token-lookup
 floor is what is left of saturation if routes at c' change places among the occurrences of each id,
-so that only the id tells the route; it is averaged over all such exchanges in closed form, over the
-tokens whose id occurs again. (Sat - floor) / (1 - floor) on the same tokens is what the context of
-a token keeps, 0 if its id alone decides.
+so that only the id tells the route, as early in OpenMoE [5]_; it is averaged over all such
+exchanges in closed form, over the tokens whose id occurs again. (Sat - floor) / (1 - floor) on the
+same tokens is what the context of a token keeps, 0 if its id alone decides.
 
 The change rate of a step c is 1 - Sat(c', c) divided by the difference of their log2(1 + step),
 with c' the last step that lies a doubling or more before c: the share of choices changed per
@@ -55,13 +57,12 @@ import xarray as xr
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Progress
 from analyses.reporting import cli
-from analyses.reporting.cohort import runs_sentence, works_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence, works_sentence
 from analyses.reporting.layer_panels import shown_layers
 from analyses.reporting.report import Drawing, Report, definition_of
 from analyses.reporting.rerouting import (
     rerouting_caveats,
     rerouting_drawing,
-    rerouting_sentence,
     rerouting_table,
 )
 from analyses.reporting.saturation_figures import (
@@ -89,7 +90,7 @@ def router_saturation(
     progress: Progress = iter,
     dask: str | None = None,
 ) -> xr.Dataset:
-    """Saturation between all steps, its chance and its token-lookup floor, and ages of routes.
+    """Saturation between steps, its chance and its token-lookup floor, and ages of routes.
 
     The routes of one run and layer, at all steps, are held at a time.
 
@@ -113,7 +114,8 @@ def router_saturation(
         For each measure x of `routing.saturation.MEASURES`: `x (run, layer, ...)` with `x_ci
         (ci_bound)` over units; the mean over the runs of an arm, `arm_x (each_arm, layer, ...)`,
         with `arm_x_ci` and `arm_x_run_ci` over runs; and the same averaged over layers,
-        `arm_x_mean`. `...` is (step, other_step), (step), (frequency_bin) or nothing.
+        `arm_x_mean`. `...` is (step, other_step), (step), (frequency_bin) or nothing, and
+        `other_step` holds `routing.saturation.compared_steps`.
         `settled_chance (run, layer, step)` and `arm_settled_chance`, without an interval;
         `uniform_chance`, k/N; `repeated_share`, of tokens whose id occurs again; `skipped_step`,
         the steps left out. Attribute `level`.
@@ -152,9 +154,8 @@ def report(study: Study, options: cli.Options) -> Report:
         dask=options.dask,
     )
     anew = _anew(study, routing, unit_labels(probe_set, options.unit))
-    finding, shown, drawn = _finding(result), [*tables(result)], [*_drawings(result)]
+    shown, drawn = [*tables(result)], [*_drawings(result)]
     if anew is not None:
-        finding = f"{finding} {rerouting_sentence(anew)}"
         shown.append(rerouting_table(anew))
         drawn.append(rerouting_drawing(anew))
         result = _with_rerouting(result, anew)
@@ -162,7 +163,7 @@ def report(study: Study, options: cli.Options) -> Report:
         analysis="router_saturation",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=finding,
+        finding=_finding(result),
         tables=tuple(shown),
         drawings=tuple(drawn),
         reading="Compare saturation with the lines below it, not with 0. Grey is what two routers "
@@ -204,6 +205,14 @@ def _data(result: xr.Dataset, *names: str) -> xr.Dataset:
     return result[[*of_runs, *of_arms]]
 
 
+def _some_steps(result: xr.Dataset) -> str:
+    """Which steps are compared with every other, where not all are."""
+    n, n_others = result.sizes["step"], result.sizes["other_step"]
+    if n_others == n:
+        return ""
+    return f"Shown are {n_others} of {n:,} steps, at equal distances in the list of steps. "
+
+
 def _drawings(result: xr.Dataset) -> Iterator[Drawing]:
     unit = result["unit"].attrs["long_name"]
     layers = f"Shown are layers {listed(shown_layers(result))}."
@@ -213,7 +222,7 @@ def _drawings(result: xr.Dataset) -> Iterator[Drawing]:
         title="Saturation of every two steps",
         caption="Percent of choices that two steps have in common, averaged over the runs of an "
         f"arm. White is k/N = {float(result['uniform_chance']):.3g}, the chance of even loads. "
-        f"{layers}",
+        f"{_some_steps(result)}{layers}",
         figure=plot_matrices(result),
         data={"saturation": _data(result, "saturation", "chance", "kappa")},
     )
@@ -226,6 +235,7 @@ def _drawings(result: xr.Dataset) -> Iterator[Drawing]:
         figure=plot_stability(result),
         data={
             "change_rate": _data(result, "change_rate"),
+            "saturation_previous": _data(result, "saturation_previous", "chance_previous"),
             "lookup": _data(
                 result, "floor_last", "beyond_floor_last", "floor_previous", "beyond_floor_previous"
             ),
@@ -253,30 +263,22 @@ def _drawings(result: xr.Dataset) -> Iterator[Drawing]:
 
 
 def _finding(result: xr.Dataset) -> str:
-    unit, steps, parts = result["unit"].attrs["long_name"], result["step"].values, []
+    """How far routes are settled half-way through the steps, beside a lookup of the token id."""
+    steps, parts = result["step"].values, []
     at = result.isel(step=len(steps) // 2, other_step=-1)
-    names = ("saturation", "kappa", "floor_last")
     for arm in result["each_arm"].values:
         of_arm = at.sel(each_arm=arm)
-        share, kappa, floor = (
+        share, floor = (
             f"{number(of_arm[f'arm_{n}_mean'])} ({interval(*of_arm[f'arm_{n}_mean_ci'].values)})"
-            for n in names
+            for n in ("saturation", "floor_last")
         )
         parts.append(
-            f"{arm} runs share {share} of their choices with the last step, kappa {kappa}, with a "
-            f"token-lookup floor of {floor}"
+            f"{share} of the choices of {arm} runs are those of the last step, {floor} by "
+            "a lookup of the token id"
         )
-    ages = [
-        f"{number(age['arm_route_age_mean'], digits=2)} "
-        f"({interval(*age['arm_route_age_mean_ci'].values, digits=2)}) in {arm} runs"
-        for arm in result["each_arm"].values
-        for age in [result.sel(each_arm=arm)]
-    ]
     return (
         f"At step {int(at['step']):,} of {int(steps[-1]):,}, averaged over runs and layers, "
-        f"{'; '.join(parts)}. The mean age of routes, in log2(1 + step), is {listed(ages)}; "
-        f"the last step is at {np.log2(1 + steps[-1]):.2f}. Intervals are 95% over "
-        f"{result.sizes['unit']} {unit}s ({int(result['n_tokens'].sum()):,} tokens). "
+        f"{'; '.join(parts)}; with {bracketed(result, over_runs=False)}. "
         f"{runs_sentence(result['arm'].values)}"
     )
 

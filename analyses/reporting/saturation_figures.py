@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NUMBERED = 10
+_NAMED = 20
 
 
 def plot_matrices(result: xr.Dataset) -> "Figure":
     """Saturation of every two steps: a row an arm, a column a layer."""
     arms, layers = result["each_arm"].values.astype(str), shown_layers(result)
-    steps = [f"{step:,}" for step in result["step"].values]
+    others = result["other_step"].values
+    steps = [f"{step:,}" for step in others]
+    # more names than these would cover each other
+    every = -(-len(steps) // _NAMED)
+    names = [step if i % every == 0 else "" for i, step in enumerate(steps)]
     chance = float(result["uniform_chance"])
     norm = heatmap.diverging_norm(np.ones(1), centre=min(chance, 0.999))
     side = min(3.6, 0.8 + 0.28 * len(steps))
@@ -30,10 +35,10 @@ def plot_matrices(result: xr.Dataset) -> "Figure":
         axes = figure.subplots(len(arms), len(layers), squeeze=False)
         for arm, row in zip(arms, axes, strict=True):
             for layer, ax in zip(layers, row, strict=True):
-                shares = result["arm_saturation"].sel(each_arm=arm, layer=layer)
+                shares = result["arm_saturation"].sel(each_arm=arm, layer=layer, step=others)
                 heatmap.draw_percent(
                     ax, [shares.transpose("step", "other_step").values], norm,
-                    rows=steps, columns=steps, numbered=len(steps) <= _NUMBERED,
+                    rows=steps, columns=names, numbered=len(steps) <= _NUMBERED,
                 )  # fmt: skip
                 ax.tick_params(labelsize=7)
                 figures.panel_title(ax, arm, f"layer {layer}")
@@ -51,7 +56,7 @@ def plot_stability(result: xr.Dataset) -> "Figure":
     """Saturation with the last step, with the step before, and the change rate, over training."""
     from matplotlib.lines import Line2D
 
-    result = result.merge(_along(result))
+    result = result.merge(_with_last(result))
 
     def draw(ax: "Axes", of_layer: xr.Dataset, name: str) -> None:
         for arm in of_layer["each_arm"].values:
@@ -77,21 +82,14 @@ def plot_stability(result: xr.Dataset) -> "Figure":
     )
 
 
-def _along(result: xr.Dataset) -> xr.Dataset:
-    """Saturation and chance with the last step and with the step before, as curves over steps."""
-    n = result.sizes["step"]
-    here = xr.DataArray(np.arange(n), dims="step")
-    before = xr.DataArray(np.maximum(np.arange(n) - 1, 0), dims="step")
-    curves = {}
-    for name in ("saturation", "chance"):
-        for suffix in ("", "_ci", "_run_ci"):
-            matrix = result[f"arm_{name}{suffix}"]
-            curves[f"arm_{name}_last{suffix}"] = matrix.isel(other_step=-1, drop=True)
-            previous = matrix.isel(step=here, other_step=before).drop_vars("other_step")
-            # the first step has none before it
-            known = result["step"] > result["step"][0]
-            curves[f"arm_{name}_previous{suffix}"] = previous.where(known)
-    return xr.Dataset(curves)
+def _with_last(result: xr.Dataset) -> xr.Dataset:
+    """Saturation and chance with the last step, as curves over steps."""
+    names = {
+        f"arm_{name}{suffix}": f"arm_{name}_last{suffix}"
+        for name in ("saturation", "chance")
+        for suffix in ("", "_ci", "_run_ci")
+    }
+    return result[list(names)].isel(other_step=-1, drop=True).rename(names)
 
 
 def plot_ages(result: xr.Dataset) -> "Figure":

@@ -23,7 +23,9 @@ from analyses.statistics.correlation import (
 )
 from analyses.statistics.learning import log_step, milestones, smoothing_matrix
 from analyses.statistics.resampling import leave_one_out
+from analyses.statistics.token_lookup import lookup
 
+MOST_OTHER_STEPS = 60
 _SHARE = Scale(np.asarray, lambda ci: np.clip(ci, 0.0, 1.0))
 _AT_LEAST_0 = Scale(np.asarray, lambda ci: np.maximum(ci, 0.0))
 _MATRIX = ("step", "other_step")
@@ -33,6 +35,8 @@ MEASURES: dict[str, tuple[tuple[str, ...], str, Scale]] = {
     "saturation": (_MATRIX, "router saturation", _SHARE),
     "chance": (_MATRIX, "saturation by chance, given the loads", _SHARE),
     "kappa": (_MATRIX, "saturation beyond chance, kappa", PLAIN),
+    "saturation_previous": (_CURVE, "router saturation with the step before", _SHARE),
+    "chance_previous": (_CURVE, "its chance, given the loads", _SHARE),
     "change_rate": (_CURVE, "share of choices changed, per doubling of training", _AT_LEAST_0),
     "floor_last": (_CURVE, "token-lookup floor of saturation with the last step", _SHARE),
     "beyond_floor_last": (_CURVE, "saturation with the last step beyond token lookup", PLAIN),
@@ -72,6 +76,16 @@ def observed_steps(expert_index: xr.DataArray) -> NDArray[np.intp]:
     return common
 
 
+def compared_steps(n_steps: int) -> NDArray[np.intp]:
+    """Indices of the steps that each is compared with: all, or 60 of them at equal distances.
+
+    So time and memory grow with the number of steps and not with its square. The first and the last
+    are among them.
+    """
+    n = min(n_steps, MOST_OTHER_STEPS)
+    return np.linspace(0, n_steps - 1, n).round().astype(np.intp)
+
+
 def saturations(
     expert_index: xr.DataArray,
     probe_set: xr.Dataset,
@@ -84,24 +98,30 @@ def saturations(
     dask: str | None = None,
 ) -> xr.Dataset:
     """Every measure of `MEASURES`, by run, by arm and averaged over layers."""
-    index = expert_index.transpose("run", "layer", "step", "sequence", "pos", "top_k")
-    units, token_unit = text_units(unit, n_pos=index.sizes["pos"])
+    units, token_unit = text_units(unit, n_pos=expert_index.sizes["pos"])
     text = text_of(probe_set, token_unit)
-    n_runs, n_layers = index.sizes["run"], index.sizes["layer"]
+    n_runs, n_layers = expert_index.sizes["run"], expert_index.sizes["layer"]
     chance = float(np.log(probe_set.sizes.get("d_vocab", 0) or len(np.unique(text.label))))
-    at = partial(_measured, index, loss, text, n_experts, chance)
+    at = partial(_measured, expert_index, loss, text, n_experts, chance)
     items = [(run, layer) for run in range(n_runs) for layer in range(n_layers)]
     found = list(mapped(at, items, progress, dask))
 
     def gathered(name: str) -> NDArray:
-        values = np.stack([of_item[name] for of_item in found])
+        # taken out, so that what has been stacked is not held twice
+        values = np.stack([of_item.pop(name) for of_item in found])
         return values.reshape(n_runs, n_layers, *values.shape[1:])
 
-    step = index["step"].values
-    coords: dict[str, Any] = {"run": index["run"].variable, "layer": index["layer"].variable}
-    along = {"step": index["step"].variable, "other_step": ("other_step", step)}
+    step = expert_index["step"].values
+    coords: dict[str, Any] = {
+        "run": expert_index["run"].variable,
+        "layer": expert_index["layer"].variable,
+    }
+    along = {
+        "step": expert_index["step"].variable,
+        "other_step": ("other_step", step[compared_steps(len(step))]),
+    }
     along["frequency_bin"] = ("frequency_bin", bin_frequency(text))
-    runs = run_coordinates(index)
+    runs = run_coordinates(expert_index)
     result = xr.Dataset(coords=dict(runs.coords) | coords | along | dict(units.coords))
     result["frequency_bin"].attrs = {"long_name": "median frequency of the token", "units": "1"}
     for name, (dims, long_name, scale) in MEASURES.items():
@@ -140,7 +160,9 @@ def _measured(
     item: tuple[int, int],
 ) -> dict[str, NDArray]:
     """Everything of one run and layer: estimates (...), and those without each unit (unit, ...)."""
-    at = index.isel(run=item[0], layer=item[1])
+    # read before it is turned: to turn what is read lazily, xarray lists the places of all choices
+    at = index.isel(run=item[0], layer=item[1]).compute()
+    at = at.transpose("step", "sequence", "pos", "top_k")
     choice = at.values.reshape(at.sizes["step"], -1, at.sizes["top_k"])
     if (choice < 0).any():
         step = int(at["step"].values[(choice < 0).any(axis=(1, 2)).argmax()])
@@ -155,26 +177,36 @@ def _measured(
     measured["settled_chance"] = routes.settled_by_chance(code)
     curves = None
     if loss is not None:
-        of_run = loss.sel(run=at["run"], step=at["step"]).transpose("step", "sequence", "pos")
-        curves = of_run.values.reshape(len(x), -1)
+        of_run = loss.sel(run=at["run"], step=at["step"]).compute()
+        curves = of_run.transpose("step", "sequence", "pos").values.reshape(len(x), -1)
     return measured | _from_ages(routes.settled_from(code), x, text, curves, chance=chance)
 
 
 def _from_overlaps(
     choice: NDArray, text: Text, x: NDArray[np.float64], *, n_experts: int
 ) -> dict[str, NDArray]:
-    sums, top_k = routes.unit_overlaps(choice, text.unit, n_experts=n_experts), choice.shape[-1]
-    together = routes.Overlaps(*(part.sum(axis=0) for part in sums))
-    without = routes.Overlaps(*map(leave_one_out, sums))
+    others, top_k = compared_steps(len(x)), choice.shape[-1]
+    earlier = np.stack([np.arange(len(x)) - 1, routes.doubling_before(x)], axis=1)
+    sums = (
+        *routes.unit_overlaps(choice, text.unit, n_experts=n_experts, others=others),
+        routes.overlaps_with(choice, text.unit, earlier),
+    )
     measured: dict[str, NDArray] = {}
-    for suffix, (common, counts, tokens) in (("", together), ("_deleted", without)):
+    for suffix, (common, counts, tokens, before) in (
+        ("", [part.sum(axis=0) for part in sums]),
+        ("_deleted", [leave_one_out(part) for part in sums]),
+    ):
         alike = routes.saturation(common, tokens, top_k=top_k)
-        chance = routes.load_chance(counts, tokens, top_k=top_k)
+        chance = routes.load_chance(counts, tokens, top_k=top_k, others=others)
+        previous, doubling = np.moveaxis(routes.saturation(before, tokens, top_k=top_k), -1, 0)
         of_sums = {
             "saturation": alike,
             "chance": chance,
             "kappa": routes.beyond(alike, chance),
-            "change_rate": routes.change_rate(alike, x),
+            # the first step has none before it
+            "saturation_previous": np.where(np.arange(len(x)) > 0, previous, np.nan),
+            "chance_previous": routes.chance_with_previous(counts, tokens, top_k=top_k),
+            "change_rate": routes.change_rate(doubling, x),
         }
         measured |= {name + suffix: value for name, value in of_sums.items()}
     return measured
@@ -186,7 +218,7 @@ def _from_lookup(choice: NDArray, text: Text, *, n_experts: int) -> dict[str, ND
     with_last = np.stack([step, np.full(n, n - 1)], axis=1)
     with_previous = np.stack([np.maximum(step - 1, 0), step], axis=1)
     pairs = np.concatenate([with_last, with_previous])
-    found = routes.lookup(choice, text.label, text.unit, pairs, n_experts=n_experts)
+    found = lookup(choice, text.label, text.unit, pairs, n_experts=n_experts)
     measured: dict[str, NDArray] = {}
     for suffix, repeated, floor in (
         ("", found.repeated, found.floor),

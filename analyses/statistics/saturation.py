@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyses.statistics.documents import document_slices
-from analyses.statistics.information import contingency
+
+Others = slice | NDArray[np.intp]
 
 
 class Overlaps(NamedTuple):
@@ -29,7 +30,7 @@ class Overlaps(NamedTuple):
 
     Attributes
     ----------
-    common : (unit, step, step), choices that two checkpoints have in common.
+    common : (unit, step, other), choices that two checkpoints have in common.
     counts : (unit, step, expert), choices of each expert.
     tokens : (unit)
     """
@@ -39,14 +40,17 @@ class Overlaps(NamedTuple):
     tokens: NDArray[np.float64]
 
 
-def unit_overlaps(choice: NDArray, unit: NDArray[np.intp], *, n_experts: int) -> Overlaps:
-    """Overlaps of every two checkpoints, by one matrix product a unit.
+def unit_overlaps(
+    choice: NDArray, unit: NDArray[np.intp], *, n_experts: int, others: Others = slice(None)
+) -> Overlaps:
+    """Overlaps of every checkpoint with some others, by one matrix product a unit.
 
     Parameters
     ----------
     choice : (step, token, top_k), expert indices.
     unit : (token), integer labels from 0.
     n_experts : N.
+    others : indices of the other checkpoints; without, all.
     """
     order, slices = document_slices(unit, n_tokens=choice.shape[1])
     n_steps, common, counts = len(choice), [], []
@@ -57,9 +61,26 @@ def unit_overlaps(choice: NDArray, unit: NDArray[np.intp], *, n_experts: int) ->
         counts.append(chosen.sum(axis=1, dtype=np.float64))
         # sums of ones are exact in float32 below 2^24, more than any unit holds
         flat = chosen.reshape(n_steps, -1)
-        common.append((flat @ flat.T).astype(np.float64))
+        common.append((flat @ flat[others].T).astype(np.float64))
     sizes = [tokens.stop - tokens.start for tokens in slices]
     return Overlaps(np.stack(common), np.stack(counts), np.array(sizes, dtype=np.float64))
+
+
+def overlaps_with(
+    choice: NDArray, unit: NDArray[np.intp], other: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Choices that each checkpoint has in common with others of its own, (unit, step, other).
+
+    Parameters
+    ----------
+    choice : (step, token, top_k), expert indices.
+    unit : (token), integer labels from 0.
+    other : (step, other), index of a checkpoint.
+    """
+    common = np.empty((int(unit.max()) + 1, *other.shape))
+    for (step, column), i in np.ndenumerate(other):
+        common[:, step, column] = np.bincount(unit, overlap(choice[step], choice[i]))
+    return common
 
 
 def saturation(common: NDArray, tokens: NDArray, *, top_k: int) -> NDArray[np.float64]:
@@ -67,13 +88,15 @@ def saturation(common: NDArray, tokens: NDArray, *, top_k: int) -> NDArray[np.fl
 
     Parameters
     ----------
-    common : (..., step, step), added-up `Overlaps.common`.
+    common : (..., step, other), added-up `Overlaps.common`, or `overlaps_with`.
     tokens : (...), how many tokens they are of.
     """
     return common / (top_k * np.asarray(tokens)[..., None, None])
 
 
-def load_chance(counts: NDArray, tokens: NDArray, *, top_k: int) -> NDArray[np.float64]:
+def load_chance(
+    counts: NDArray, tokens: NDArray, *, top_k: int, others: Others = slice(None)
+) -> NDArray[np.float64]:
     """Saturation of two routers with these loads whose choices have nothing to do with each other.
 
     chi = (1/k) sum_i q_i(c) q_i(c') with q_i the share of tokens that chose expert i; k/N if loads
@@ -83,19 +106,38 @@ def load_chance(counts: NDArray, tokens: NDArray, *, top_k: int) -> NDArray[np.f
     ----------
     counts : (..., step, expert), added-up `Overlaps.counts`.
     tokens : (...)
+    others : indices of the other checkpoints; without, all.
 
     Returns
     -------
-    array (..., step, step)
+    array (..., step, other)
     """
     share = counts / np.asarray(tokens)[..., None, None]
-    return share @ np.swapaxes(share, -1, -2) / top_k
+    return share @ np.swapaxes(share[..., others, :], -1, -2) / top_k
+
+
+def chance_with_previous(counts: NDArray, tokens: NDArray, *, top_k: int) -> NDArray[np.float64]:
+    """`load_chance` of each checkpoint with the one before it, (..., step); NaN for the first."""
+    share = counts / np.asarray(tokens)[..., None, None]
+    chance = np.full(share.shape[:-1], np.nan)
+    chance[..., 1:] = (share[..., 1:, :] * share[..., :-1, :]).sum(axis=-1) / top_k
+    return chance
 
 
 def beyond(observed: NDArray, chance: NDArray) -> NDArray[np.float64]:
     """(observed - chance) / (1 - chance) [2]_: 0 at chance, 1 if all agree; NaN if chance is 1."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(chance < 1 - 1e-12, (observed - chance) / (1 - chance), np.nan)
+
+
+def doubling_before(x: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Index of the last checkpoint a doubling or more before each, (step); -1 where there is none.
+
+    Parameters
+    ----------
+    x : (step), log2(1 + step), increasing.
+    """
+    return np.searchsorted(x, x - 1 + 1e-9, side="right") - 1
 
 
 def change_rate(alike: NDArray, x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -107,18 +149,15 @@ def change_rate(alike: NDArray, x: NDArray[np.float64]) -> NDArray[np.float64]:
 
     Parameters
     ----------
-    alike : (..., step, step) of `saturation`.
+    alike : (..., step), saturation of each checkpoint with that of `doubling_before`.
     x : (step), log2(1 + step), increasing.
 
     Returns
     -------
     array in [0, 1]; NaN where no checkpoint lies so far back.
     """
-    before = np.searchsorted(x, x - 1 + 1e-9, side="right") - 1
-    later = np.flatnonzero(before >= 0)
-    rate = np.full(alike.shape[:-1], np.nan)
-    rate[..., later] = (1 - alike[..., before[later], later]) / (x[later] - x[before[later]])
-    return rate
+    before = doubling_before(x)
+    return (1 - alike) / np.where(before >= 0, x - x[before], np.nan)
 
 
 def overlap(first: NDArray, second: NDArray) -> NDArray[np.int64]:
@@ -132,107 +171,6 @@ def overlap(first: NDArray, second: NDArray) -> NDArray[np.int64]:
     for j in range(second.shape[-1]):
         shared += (first == second[..., j, None]).sum(axis=-1)
     return shared
-
-
-class Lookup(NamedTuple):
-    """Saturation beside what token ids alone give, over tokens whose id occurs again; all (pair).
-
-    Attributes
-    ----------
-    repeated, floor : saturation, and its token-lookup floor.
-    repeated_deleted, floor_deleted : (unit, pair), the same without each unit.
-    """
-
-    repeated: NDArray[np.float64]
-    floor: NDArray[np.float64]
-    repeated_deleted: NDArray[np.float64]
-    floor_deleted: NDArray[np.float64]
-
-
-def lookup(
-    choice: NDArray,
-    label: NDArray[np.intp],
-    unit: NDArray[np.intp],
-    pairs: NDArray[np.intp],
-    *,
-    n_experts: int,
-) -> Lookup:
-    r"""Token-lookup floor: a token's route at c against that of another token of its id at c'.
-
-    It is the mean saturation when routes change places at random among the occurrences of an id,
-    with none left in its place. For id x with n_x tokens, n_xi of which chose expert i, their
-    n_x (n_x - 1) ordered pairs share sum_i n_xi(c) n_xi(c') - sum_{t in x} |A_t(c) ∩ A_t(c')|
-    choices, so that nothing is drawn.
-
-    Parameters
-    ----------
-    choice : (step, token, top_k), expert indices.
-    label : (token), token ids numbered from 0.
-    unit : (token), integer labels from 0.
-    pairs : (pair, 2), indices of the two checkpoints to compare.
-    n_experts : N.
-    """
-    order, slices = document_slices(unit, n_tokens=len(label))
-    of_units = [tokens if order is None else order[tokens] for tokens in slices]
-    n_ids = int(label.max()) + 1
-    n = np.zeros(n_ids)
-    counts = np.zeros((n_ids, len(choice), n_experts), dtype=np.float32)
-    same = np.zeros((n_ids, len(pairs)))
-    for where in of_units:
-        ids, m, c, s = _by_id(choice[:, where], label[where], pairs, n_experts=n_experts)
-        n[ids] += m
-        counts[ids] += c
-        same[ids] += s
-    per_id = _repeated_sums(n, counts, same, pairs)
-    total = per_id.sum(axis=0)
-    deleted = np.empty((len(of_units), len(total)))
-    # counted a second time, as the counts of all units together may not fit in memory
-    for i, where in enumerate(of_units):
-        ids, m, c, s = _by_id(choice[:, where], label[where], pairs, n_experts=n_experts)
-        left = _repeated_sums(n[ids] - m, counts[ids] - c, same[ids] - s, pairs)
-        deleted[i] = total - per_id[ids].sum(axis=0) + left.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found, without = (s[..., 1:] / (choice.shape[-1] * s[..., :1]) for s in (total, deleted))
-    half = len(pairs)
-    return Lookup(found[:half], found[half:], without[:, :half], without[:, half:])
-
-
-def _by_id(
-    choice: NDArray, label: NDArray[np.intp], pairs: NDArray[np.intp], *, n_experts: int
-) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """Of some tokens: their distinct ids, and for each its tokens, choices and own overlaps."""
-    ids, inverse, n = np.unique(label, return_inverse=True, return_counts=True)
-    shape = (len(ids), n_experts)
-    counts = np.stack(
-        [contingency(inverse[:, None], of_step, shape=shape) for of_step in choice], axis=1
-    )
-    same = np.stack(
-        [np.bincount(inverse, overlap(choice[a], choice[b]), minlength=len(ids)) for a, b in pairs],
-        axis=1,
-    )
-    return ids, n.astype(np.float64), counts.astype(np.float32), same
-
-
-def _repeated_sums(
-    n: NDArray, counts: NDArray, same: NDArray, pairs: NDArray[np.intp]
-) -> NDArray[np.float64]:
-    """Of each id, 0 if it occurs once: tokens, own overlaps, overlaps expected from the others.
-
-    Returns
-    -------
-    array (id, 1 + 2 pair)
-    """
-    repeated = n > 1
-    n, counts, same = n[repeated], counts[repeated], same[repeated]
-    sums = np.zeros((len(repeated), 1 + 2 * len(pairs)))
-    together = np.stack(
-        [np.einsum("xi,xi->x", counts[:, a], counts[:, b], dtype=np.float64) for a, b in pairs],
-        axis=1,
-    )
-    sums[repeated, 0] = n
-    sums[repeated, 1 : 1 + len(pairs)] = same
-    sums[repeated, 1 + len(pairs) :] = (together - same) / (n[:, None] - 1)
-    return sums
 
 
 def route_codes(choice: NDArray, *, n_experts: int) -> NDArray[np.uint64]:
@@ -271,10 +209,12 @@ def settled_by_chance(code: NDArray) -> NDArray[np.float64]:
     -------
     array (step), 1 at the last.
     """
-    routes, number = np.unique(code, return_inverse=True)
-    number = number.reshape(code.shape)
+    # a route that no token has at the last checkpoint adds nothing at any
+    routes = np.unique(code[-1])
     together, shares = np.ones(len(routes)), np.empty(len(code))
     for step in range(len(code) - 1, -1, -1):
-        together = together * (np.bincount(number[step], minlength=len(routes)) / code.shape[1])
+        number = np.searchsorted(routes, code[step]).clip(max=len(routes) - 1)
+        known = number[routes[number] == code[step]]
+        together = together * (np.bincount(known, minlength=len(routes)) / code.shape[1])
         shares[step] = together.sum()
     return shares

@@ -17,7 +17,8 @@ from analyses.reporting.saturation_figures import (
     plot_stability,
 )
 from analyses.router_saturation import router_saturation
-from analyses.routing.saturation import MEASURES
+from analyses.routing import saturation
+from analyses.routing.saturation import MEASURES, compared_steps
 from analyses.routing.token_frequency import text_of
 
 N_EXPERTS, STEPS = 4, [0, 1, 3, 7]
@@ -174,6 +175,47 @@ def test_steps_that_a_run_lacks_are_left_out_and_named(
     assert "age_loss_rho" not in changed
     for plot in (plot_matrices, plot_stability, plot_ages, plot_frequency):
         plot(changed)
+
+
+def test_saturation_with_the_step_before_is_a_diagonal_of_the_matrix(result: xr.Dataset) -> None:
+    step = np.arange(1, len(STEPS))
+    for name in ("saturation", "chance"):
+        for suffix in ("", "_ci"):
+            matrix = result[f"{name}{suffix}"].transpose("step", "other_step", ...).values
+            found = result[f"{name}_previous{suffix}"].transpose("step", ...).values
+            np.testing.assert_allclose(found[1:], matrix[step, step - 1])
+            assert np.isnan(found[0]).all()
+
+
+def test_each_of_many_steps_is_compared_with_some(
+    result: xr.Dataset,
+    expert_index: xr.DataArray,
+    text: xr.Dataset,
+    losses: xr.DataArray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(saturation, "MOST_OTHER_STEPS", 3)
+    changed = _measured(expert_index, text, loss=losses)
+    assert changed["other_step"].values.tolist() == [0, 3, 7]
+    assert "Shown are 3 of 4 steps" in analysis._some_steps(changed)
+    assert analysis._some_steps(result) == ""
+    for name in result.data_vars:
+        expected = (
+            result[name].sel(other_step=[0, 3, 7])
+            if "other_step" in result[name].dims
+            else result[name]
+        )
+        np.testing.assert_allclose(changed[name], expected, atol=1e-12, err_msg=str(name))
+    for plot in (plot_matrices, plot_stability):
+        plot(changed)
+
+
+@pytest.mark.parametrize("n_steps", [2, 60, 61, 500])
+def test_compared_steps_hold_both_ends_and_no_step_twice(n_steps: int) -> None:
+    found = compared_steps(n_steps)
+    assert len(found) == min(n_steps, 60)
+    assert (np.diff(found) > 0).all()
+    assert found[[0, -1]].tolist() == [0, n_steps - 1]
 
 
 def test_a_step_that_is_there_in_part_is_refused(

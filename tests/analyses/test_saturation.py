@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from analyses.statistics import saturation as routes
+from analyses.statistics import token_lookup
 
 N_STEPS, N_TOKENS, N_UNITS, N_EXPERTS, TOP_K = 4, 90, 6, 5, 2
 PAIRS = np.array([[0, 3], [1, 2], [2, 2]])
@@ -53,6 +54,24 @@ def test_saturation_agrees_with_a_loop_over_sets(text: SimpleNamespace) -> None:
         assert alike[a, b] == pytest.approx(slow / TOP_K)
 
 
+def test_overlaps_with_chosen_checkpoints_are_those_of_the_whole_matrix(
+    text: SimpleNamespace,
+) -> None:
+    whole = routes.unit_overlaps(text.choice, text.unit, n_experts=N_EXPERTS)
+    others, step = np.array([3, 1]), np.arange(N_STEPS)
+    part = routes.unit_overlaps(text.choice, text.unit, n_experts=N_EXPERTS, others=others)
+    np.testing.assert_array_equal(part.common, whole.common[..., others])
+    own = np.stack([step - 1, step[::-1]], axis=1)
+    found = routes.overlaps_with(text.choice, text.unit, own)
+    np.testing.assert_array_equal(found, whole.common[:, step[:, None], own])
+    chance = routes.load_chance(whole.counts, whole.tokens, top_k=TOP_K)
+    some = routes.load_chance(whole.counts, whole.tokens, top_k=TOP_K, others=others)
+    np.testing.assert_allclose(some, chance[..., others])
+    previous = routes.chance_with_previous(whole.counts, whole.tokens, top_k=TOP_K)
+    np.testing.assert_allclose(previous[:, 1:], chance[:, step[1:], step[:-1]])
+    assert np.isnan(previous[:, 0]).all()
+
+
 def test_rank_of_a_choice_and_names_of_experts_do_not_matter(text: SimpleNamespace) -> None:
     expected = _matrices(text.choice, text.unit, N_EXPERTS)
     renamed = np.array([3, 1, 4, 0, 2], dtype="int16")[text.choice[..., ::-1]]
@@ -96,8 +115,8 @@ def test_overlaps_without_a_unit_equal_computing_without_it(text: SimpleNamespac
     np.testing.assert_allclose(routes.saturation(left[0], left[2], top_k=TOP_K), expected)
 
 
-def _lookup(text: SimpleNamespace) -> routes.Lookup:
-    return routes.lookup(text.choice, text.label, text.unit, PAIRS, n_experts=N_EXPERTS)
+def _lookup(text: SimpleNamespace) -> token_lookup.Lookup:
+    return token_lookup.lookup(text.choice, text.label, text.unit, PAIRS, n_experts=N_EXPERTS)
 
 
 def test_floor_agrees_with_a_loop_over_other_tokens_of_the_id(text: SimpleNamespace) -> None:
@@ -140,7 +159,7 @@ def test_floor_of_a_token_lookup_is_one_and_nothing_is_beyond_it(text: SimpleNam
 def test_routes_that_ignore_the_id_have_the_floor_of_chance() -> None:
     choice, label = _iid(6000, 8, 2), np.arange(6000) % 40
     pairs = np.array([[0, 1], [1, 2]])
-    found = routes.lookup(choice, label, np.arange(6000) // 600, pairs, n_experts=8)
+    found = token_lookup.lookup(choice, label, np.arange(6000) // 600, pairs, n_experts=8)
     np.testing.assert_allclose(found.floor, 2 / 8, atol=0.005)
 
 
@@ -186,10 +205,20 @@ def test_share_settled_by_chance_is_a_product_of_shares() -> None:
     np.testing.assert_allclose([(settled <= c).mean() for c in range(4)], chance, atol=0.005)
 
 
+def test_share_settled_by_chance_agrees_with_a_product_over_all_routes() -> None:
+    code = np.random.default_rng(3).integers(0, 6, (5, 40)).astype(np.uint64)
+    code[1:, 0], code[-1, code[-1] == 2] = [9, 7, 8, 9], 1  # known at some checkpoints alone
+    share = np.stack([[(of_step == route).mean() for route in range(10)] for of_step in code])
+    expected = [share[step:].prod(axis=0).sum() for step in range(5)]
+    np.testing.assert_allclose(routes.settled_by_chance(code), expected)
+
+
 def test_change_rate_compares_with_a_step_at_least_one_doubling_back() -> None:
     x = np.log2(1.0 + np.array([0, 1, 3, 100, 103, 207]))
     alike = np.eye(6)
     alike[0, 1], alike[1, 2], alike[2, 3], alike[2, 4], alike[4, 5] = 0.9, 0.8, 0.3, 0.4, 0.6
-    rate = routes.change_rate(alike, x)
+    before = routes.doubling_before(x)
+    assert before.tolist() == [-1, 0, 1, 2, 2, 4]
+    rate = routes.change_rate(alike[before, np.arange(6)], x)
     expected = [np.nan, 0.1, 0.2, 0.7 / (x[3] - 2), 0.6 / (x[4] - 2), 0.4]
     np.testing.assert_allclose(rate, expected)
