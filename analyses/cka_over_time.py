@@ -286,7 +286,7 @@ def _drawings(result: xr.Dataset) -> Iterator[Drawing]:
             name="cka_change",
             title="How much each attention, and each MLP or experts, changes the residual stream",
             caption="1 - CKA of the residual stream before and after, row-normalised. Means over "
-            f"the runs of an arm. {_experts(result)}{both} {most_changed(result.isel(step=-1))}",
+            f"the runs of an arm. {_experts(result)}{both}{most_changed(result.isel(step=-1))}",
             figure=plot_change(result),
             data={"cka_change": result[_intervals("arm_change")]},
         )

@@ -65,9 +65,9 @@ from analyses.comparison.unanswerable import Unanswerable
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Progress, mean_loss, walk
 from analyses.reporting import cli, divergence_figures, divergence_text, excess, pairs
-from analyses.reporting.cohort import stream_sentence
+from analyses.reporting.cohort import stream_doubt, stream_sentence
 from analyses.reporting.report import Drawing, Report, definition_of
-from analyses.reporting.text import first_sentence, labels
+from analyses.reporting.text import labels
 from store.study import Study
 
 if TYPE_CHECKING:
@@ -209,8 +209,7 @@ def report(study: Study, options: cli.Options) -> Report:
         analysis="distribution_divergence",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=divergence_text.finding(last)
-        + ("" if same_stream else f" {first_sentence(stream)}"),
+        finding=divergence_text.finding(last) + stream_doubt(same_stream, stream),
         tables=tuple(divergence_text.tables(result, last, shown)),
         drawings=tuple(_drawings(result, last)),
         reading=divergence_text.READING,

@@ -52,9 +52,8 @@ from analyses.comparison.summary import PLAIN, summarize
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Compared, Progress, mean_loss, walk
 from analyses.reporting import cli, excess, pairs
-from analyses.reporting.cohort import bracketed, runs_sentence, stream_sentence
+from analyses.reporting.cohort import bracketed, runs_sentence, stream_doubt, stream_sentence
 from analyses.reporting.report import Drawing, Report, Table, definition_of
-from analyses.reporting.text import first_sentence
 from analyses.statistics.ensemble import gain_sums
 from analyses.statistics.resampling import leave_one_out
 from store.study import Study
@@ -170,7 +169,7 @@ def report(study: Study, options: cli.Options) -> Report:
         analysis="ensemble_gain",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=_finding(last) + ("" if same_stream else f" {first_sentence(stream)}"),
+        finding=_finding(last) + stream_doubt(same_stream, stream),
         tables=tuple(_tables(result, last, shown)),
         drawings=tuple(_drawings(result, last)),
         reading="0 means that two models lose alike on every token, so that one of them is as good "

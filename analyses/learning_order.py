@@ -67,6 +67,7 @@ from analyses.reporting.cohort import (
     ENOUGH_SEEDS,
     bracketed,
     runs_sentence,
+    stream_doubt,
     stream_sentence,
     works_sentence,
 )
@@ -79,7 +80,7 @@ from analyses.reporting.learning_figures import (
 from analyses.reporting.learning_tables import tables
 from analyses.reporting.pairs import estimates
 from analyses.reporting.report import Drawing, Report, definition_of
-from analyses.reporting.text import first_sentence, interval, labels, listed, number
+from analyses.reporting.text import interval, labels, listed, number
 from store.study import Study
 
 
@@ -224,7 +225,7 @@ def report(study: Study, options: cli.Options) -> Report:
         analysis="learning_order",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=_finding(result) + ("" if same_stream else f" {first_sentence(stream)}"),
+        finding=_finding(result) + stream_doubt(same_stream, stream),
         tables=tuple(tables(result, probe_set)),
         drawings=tuple(_drawings(result)),
         reading="Each pair of runs is one dot. Higher means that two models learn tokens in more "

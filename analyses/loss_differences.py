@@ -62,10 +62,10 @@ from analyses.comparison.runs import run_coordinates, sorted_by_arm
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Progress, mean_loss
 from analyses.reporting import cli, difference_figures, difference_tables, difference_text
-from analyses.reporting.cohort import stream_sentence
+from analyses.reporting.cohort import stream_doubt, stream_sentence
 from analyses.reporting.pairs import place_dim, place_text
 from analyses.reporting.report import Drawing, Report, definition_of
-from analyses.reporting.text import first_sentence, listed
+from analyses.reporting.text import listed
 from analyses.statistics.token_classes import token_classes
 from analyses.statistics.token_types import halves
 from store.study import Study
@@ -191,7 +191,7 @@ def report(study: Study, options: cli.Options) -> Report:
         analysis="loss_differences",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=found + ("" if same_stream else f" {first_sentence(stream)}"),
+        finding=found + stream_doubt(same_stream, stream),
         tables=tuple(difference_tables.tables(at, shown, probe_set, rate=RATE)),
         drawings=tuple(_drawings(result, at, shown)),
         reading="A class to the right of 0 costs the first arm more than its loss over all tokens "

@@ -57,9 +57,15 @@ from analyses.comparison.summary import summarize
 from analyses.comparison.units import unit_labels
 from analyses.comparison.walk import Progress, mean_loss, walk
 from analyses.reporting import cli, figures, pairs
-from analyses.reporting.cohort import bracketed, runs_sentence, stream_sentence, works_sentence
+from analyses.reporting.cohort import (
+    bracketed,
+    runs_sentence,
+    stream_doubt,
+    stream_sentence,
+    works_sentence,
+)
 from analyses.reporting.report import Drawing, Report, Table, definition_of
-from analyses.reporting.text import first_sentence, interval, labels, listed, number
+from analyses.reporting.text import interval, labels, listed, number
 from analyses.statistics.bands import simultaneous
 from analyses.statistics.correlation import r2_interval
 from analyses.statistics.resampling import jackknife
@@ -272,7 +278,7 @@ def report(study: Study, options: cli.Options) -> Report:
         analysis="r2_over_time",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=_finding(last) + ("" if same_stream else f" {first_sentence(stream)}"),
+        finding=_finding(last) + stream_doubt(same_stream, stream),
         tables=tuple(_tables(result, last, shown)),
         drawings=tuple(_drawings(result, last)),
         reading="Higher means that two models find the same tokens hard. What all models share, "
@@ -340,7 +346,7 @@ def _finding(at: xr.Dataset) -> str:
         f"At {pairs.place_text(at)}, r² of the losses of two runs on the same tokens is "
         f"{pairs.estimates(at, 'r2')} pairs, with {bracketed(at)}."
     ]
-    told = at.isel(contrast=np.flatnonzero(at["rho2_run_ci"].notnull().all("ci_bound")))
+    told = pairs.told_over_runs(at, "rho2")
     if told.sizes["contrast"]:
         least = told.isel(contrast=int(told["rho2"].values.argmin()))
         sentences.append(

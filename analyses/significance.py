@@ -74,9 +74,9 @@ from analyses.comparison.walk import Progress, mean_loss, walk
 from analyses.reporting import cli, pairs
 from analyses.reporting.claim_figures import draw_claims, draw_curves
 from analyses.reporting.claim_tables import caveats, finding, tables
-from analyses.reporting.cohort import stream_sentence
+from analyses.reporting.cohort import stream_doubt, stream_sentence
 from analyses.reporting.report import Drawing, Report, definition_of
-from analyses.reporting.text import first_sentence, labels, listed
+from analyses.reporting.text import labels, listed
 from analyses.statistics.permutation import adjusted_p
 from store.study import Study
 
@@ -220,7 +220,7 @@ def report(study: Study, options: cli.Options) -> Report:
         analysis="significance",
         study=study.name,
         definition=definition_of(str(__doc__)),
-        finding=finding(result, similarity) + ("" if same_stream else f" {first_sentence(stream)}"),
+        finding=finding(result, similarity) + stream_doubt(same_stream, stream),
         tables=tuple(tables(result)),
         drawings=tuple(_drawings(result, similarity)),
         reading="A claim is supported where both intervals lie within what it says, also after the "

@@ -29,9 +29,7 @@ def finding(result: xr.Dataset) -> str:
         f"{start} at {pairs.place_text(first)}, with {bracketed(result, used)}."
     ]
     if "contrast" in result.dims:
-        known = last.isel(
-            contrast=np.flatnonzero(last["rho2_mean_run_ci"].notnull().all("ci_bound"))
-        )
+        known = pairs.told_over_runs(last, "rho2_mean")
         if known.sizes["contrast"]:
             sentences.append(_least_alike(known))
     return " ".join([*sentences, runs_sentence(result["arm"].values)])
@@ -58,11 +56,16 @@ def _least_alike(known: xr.Dataset) -> str:
 
 
 def most_changed(last: xr.Dataset) -> str:
-    """The depth that differs most from the one before it, of any arm."""
+    """The depth that differs most from the one before it, of any arm, or nothing if none is known.
+
+    It begins with a space.
+    """
     change = last["arm_change"].transpose("each_arm", "depth")
+    if not bool(change.notnull().any()):
+        return ""
     at = last.isel(change.argmax(("each_arm", "depth")))
     return (
-        f"What is added before depth {at['depth'].item()} of {at['each_arm'].item()} runs "
+        f" What is added before depth {at['depth'].item()} of {at['each_arm'].item()} runs "
         f"changes representations most: 1 - CKA {number(at['arm_change'])} "
         f"({interval(*at['arm_change_ci'].values)})."
     )

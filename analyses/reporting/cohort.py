@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import xarray as xr
 
-from analyses.reporting.text import listed
+from analyses.reporting.text import first_sentence, listed
 
 ENOUGH_SEEDS = 3
 
@@ -37,6 +37,14 @@ def bracketed(result: xr.Dataset, counted: str = "", *, over_runs: bool = True) 
     then = ", then over runs" if over_runs else ""
     unit = result["unit"]
     return f"95% intervals over {unit.size} {unit.attrs['long_name']}s ({counted}){then}"
+
+
+def stream_doubt(same_stream: bool, known: str) -> str:
+    """What a finding adds of `stream_sentence`: its first sentence, or nothing if all is well.
+
+    It begins with a space.
+    """
+    return "" if same_stream else f" {first_sentence(known)}"
 
 
 def stream_sentence(stream_hash: xr.DataArray) -> tuple[bool, str]:

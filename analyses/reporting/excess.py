@@ -146,7 +146,7 @@ def table(at: xr.Dataset, name: str, *, digits: int = 4) -> Table:
 def sentences(at: xr.Dataset, name: str, *, digits: int = 4) -> list[str]:
     """How many arms are further apart than their seeds, of those with an interval over runs."""
     ends = f"excess_{name}_run_ci"
-    known = at.isel(contrast=np.flatnonzero(at[ends].notnull().all("ci_bound")))
+    known = pairs.told_over_runs(at, f"excess_{name}")
     if not known.sizes["contrast"]:
         return []
     most = known.isel(contrast=int(known[f"excess_{name}"].values.argmax()))

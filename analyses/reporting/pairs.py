@@ -164,6 +164,11 @@ def table(result: xr.Dataset, name: str, group: str, *, places: Iterable[int], t
     return Table(title, head, tuple(rows))
 
 
+def told_over_runs(at: xr.Dataset, name: str) -> xr.Dataset:
+    """The contrasts of two arms whose measure has an interval over runs."""
+    return at.isel(contrast=np.flatnonzero(at[f"{name}_run_ci"].notnull().all("ci_bound")))
+
+
 def estimates(at: xr.Dataset, name: str) -> str:
     """What a measure is for each kind of pair at one place, in words, with both intervals."""
     texts = []

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.statistics.documents import document_slices
+from analyses.statistics.documents import document_tokens
 from analyses.statistics.fixed_size_sets import drawn_probability, joint_inclusion
 from analyses.statistics.pairs import pair_indices
 from analyses.statistics.resampling import leave_one_out
@@ -66,18 +66,16 @@ def unit_counts(choice: NDArray, unit: NDArray[np.intp], *, n_experts: int) -> C
     unit : (token), integer labels from 0.
     n_experts : N.
     """
-    order, slices = document_slices(unit, n_tokens=len(choice))
     upper, pairs, experts = pair_indices(n_experts), [], []
-    for tokens in slices:
-        own = choice[tokens if order is None else order[tokens]].astype(np.intp)
+    for tokens in document_tokens(unit, n_tokens=len(choice)):
+        own = choice[tokens].astype(np.intp)
         chosen = np.zeros((len(own), n_experts), dtype=np.float32)
         np.put_along_axis(chosen, own, 1.0, axis=1)
         # sums of ones are exact in float32 below 2^24, more than any unit holds
         together = (chosen.T @ chosen).astype(np.float64)
         pairs.append(together[upper])
         experts.append(together.diagonal())
-    sizes = [tokens.stop - tokens.start for tokens in slices]
-    return Counts(np.stack(pairs), np.stack(experts), np.array(sizes, dtype=np.float64))
+    return Counts(np.stack(pairs), np.stack(experts), np.bincount(unit).astype(np.float64))
 
 
 def _expected(

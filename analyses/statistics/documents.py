@@ -23,6 +23,15 @@ def frequent_labels(token: NDArray, *, min_count: int) -> NDArray[np.intp]:
     return np.where(frequent, np.cumsum(frequent) - 1, -1)[inverse]
 
 
+def document_tokens(document: NDArray, *, n_tokens: int) -> list[slice | NDArray[np.intp]]:
+    """The tokens of each document: a slice where they follow each other, else their positions.
+
+    Parameters and exceptions are those of `document_slices`.
+    """
+    order, slices = document_slices(document, n_tokens=n_tokens)
+    return [tokens if order is None else order[tokens] for tokens in slices]
+
+
 def document_slices(
     document: NDArray, *, n_tokens: int
 ) -> tuple[NDArray[np.intp] | None, list[slice]]:

@@ -20,7 +20,7 @@ References
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.statistics.documents import document_slices
+from analyses.statistics.documents import document_tokens
 
 
 def ensemble_gain(first: NDArray, second: NDArray) -> NDArray[np.float64]:
@@ -53,11 +53,11 @@ def gain_sums(loss: NDArray, unit: NDArray[np.intp]) -> NDArray[np.float64]:
     -------
     array (unit, model, model), symmetric, zeros on the diagonal.
     """
-    order, slices = document_slices(unit, n_tokens=loss.shape[-1])
+    of_units = document_tokens(unit, n_tokens=loss.shape[-1])
     finite = np.isfinite(loss).all(axis=-1, keepdims=True)
-    sums = np.zeros((len(slices), len(loss), len(loss)))
-    for of_unit, tokens in zip(sums, slices, strict=True):
-        own = loss[:, tokens if order is None else order[tokens]]
+    sums = np.zeros((len(of_units), len(loss), len(loss)))
+    for of_unit, tokens in zip(sums, of_units, strict=True):
+        own = loss[:, tokens]
         own = np.where(finite, own, np.nan).astype(np.float64)
         for i in range(len(own) - 1):
             of_unit[i, i + 1 :] = ensemble_gain(own[i], own[i + 1 :]).sum(axis=-1)

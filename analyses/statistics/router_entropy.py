@@ -26,7 +26,7 @@ from analyses.statistics.correlation import (
     partial_r,
     pearson_r,
 )
-from analyses.statistics.documents import document_slices
+from analyses.statistics.documents import document_tokens
 from analyses.statistics.information import entropy
 from analyses.statistics.resampling import leave_one_out
 
@@ -55,11 +55,10 @@ def uncertainty(prob: NDArray, unit: NDArray[np.intp]) -> Uncertainty:
     prob : (token, expert), at least 0; scaled to sum to 1, which float16 does not quite.
     unit : (token), integer labels from 0.
     """
-    order, slices = document_slices(unit, n_tokens=len(prob))
+    of_units = document_tokens(unit, n_tokens=len(prob))
     of_token = np.empty(len(prob))
-    sums = np.empty((len(slices), 3 + prob.shape[1]))
-    for i, tokens in enumerate(slices):
-        where = tokens if order is None else order[tokens]
+    sums = np.empty((len(of_units), 3 + prob.shape[1]))
+    for i, where in enumerate(of_units):
         p = prob[where].astype(np.float64)
         p /= p.sum(axis=-1, keepdims=True)
         of_token[where] = entropy(p)

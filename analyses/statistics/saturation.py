@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.statistics.documents import document_slices
+from analyses.statistics.documents import document_tokens
 
 Others = slice | NDArray[np.intp]
 
@@ -52,18 +52,16 @@ def unit_overlaps(
     n_experts : N.
     others : indices of the other checkpoints; without, all.
     """
-    order, slices = document_slices(unit, n_tokens=choice.shape[1])
     n_steps, common, counts = len(choice), [], []
-    for tokens in slices:
-        own = choice[:, tokens if order is None else order[tokens]].astype(np.int64)
+    for tokens in document_tokens(unit, n_tokens=choice.shape[1]):
+        own = choice[:, tokens].astype(np.int64)
         chosen = np.zeros((*own.shape[:2], n_experts), dtype=np.float32)
         np.put_along_axis(chosen, own, 1.0, axis=-1)
         counts.append(chosen.sum(axis=1, dtype=np.float64))
         # sums of ones are exact in float32 below 2^24, more than any unit holds
         flat = chosen.reshape(n_steps, -1)
         common.append((flat @ flat[others].T).astype(np.float64))
-    sizes = [tokens.stop - tokens.start for tokens in slices]
-    return Overlaps(np.stack(common), np.stack(counts), np.array(sizes, dtype=np.float64))
+    return Overlaps(np.stack(common), np.stack(counts), np.bincount(unit).astype(np.float64))
 
 
 def overlaps_with(

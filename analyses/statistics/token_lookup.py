@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.statistics.documents import document_slices
+from analyses.statistics.documents import document_tokens
 from analyses.statistics.information import contingency
 from analyses.statistics.saturation import overlap
 
@@ -56,8 +56,7 @@ def lookup(
     pairs : (pair, 2), indices of the two checkpoints to compare.
     n_experts : N.
     """
-    order, slices = document_slices(unit, n_tokens=len(label))
-    of_units = [tokens if order is None else order[tokens] for tokens in slices]
+    of_units = document_tokens(unit, n_tokens=len(label))
     n_ids = int(label.max()) + 1
     n = np.zeros(n_ids)
     counts = np.zeros((n_ids, len(choice), n_experts), dtype=np.float32)

@@ -10,7 +10,7 @@ from scipy import stats
 from analyses import cka_over_time as analysis
 from analyses.cka_over_time import cka_over_time
 from analyses.comparison.unanswerable import Unanswerable
-from analyses.reporting.cka_tables import finding, tables, unusable
+from analyses.reporting.cka_tables import finding, most_changed, tables, unusable
 from analyses.reporting.cli import UNANSWERABLE
 from store.run import Run
 
@@ -285,6 +285,11 @@ def test_the_report_of_a_study_has_all_its_parts(
         "cka_over_time", "cka_by_pair", "cka_depths", "cka_steps", "cka_with_last", "cka_change",
         "cka_preparations",
     }  # fmt: skip
+
+
+def test_a_last_step_where_no_change_is_known_is_passed_over() -> None:
+    unknown = xr.Dataset({"arm_change": (("each_arm", "depth"), np.full((2, 3), np.nan))})
+    assert most_changed(unknown) == ""
 
 
 def test_places_that_not_all_runs_recorded_are_named(
