@@ -23,11 +23,6 @@ def _song(x: NDArray, y: NDArray) -> float:
     return float((trace + means - rows) / (n * (n - 3)))
 
 
-def _cka(x: NDArray, y: NDArray, batches: list[NDArray]) -> float:
-    grams = [cka.gram_features(z, batches) for z in (x, y)]
-    return float(cka.cka_of_all(cka.hsic_table(grams).sum(axis=-1))[0, 1])
-
-
 def _in_documents(
     rng: np.random.Generator, *, n_documents: int, length: int, width: int = 64
 ) -> tuple[NDArray, NDArray]:
@@ -50,13 +45,13 @@ def test_hsic1_of_integers_is_exact() -> None:
     grams = [cka.gram_features(z, [np.arange(6)]) for z in (X, Y)]
     table = cka.hsic_table(grams)[..., 0] / (6 * 3)
     np.testing.assert_allclose(table, [[81 / 10, 23 / 3], [23 / 3, 106 / 9]], rtol=1e-13)
-    assert _cka(X, Y, [np.arange(6)]) == pytest.approx(0.7849326492878265)
+    assert cka.minibatch_cka(X, Y, batches=[np.arange(6)]) == pytest.approx(0.7849326492878265)
 
 
 def test_cka_below_zero_is_kept() -> None:
     x = np.array([[2, 0], [-2, 1], [2, 2], [2, -1], [1, 2], [0, 2]], dtype=float)
     y = np.array([[0, -2], [0, 1], [-1, 1], [0, 2], [-1, 1], [-2, -2]], dtype=float)
-    assert _cka(x, y, [np.arange(6)]) == pytest.approx(-0.3694636251100956)
+    assert cka.minibatch_cka(x, y, batches=[np.arange(6)]) == pytest.approx(-0.3694636251100956)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +63,9 @@ def test_published_example_in_batches(size: int, expected: float) -> None:
     legacy = np.random.RandomState(1337)
     x = legacy.randn(100, 10)
     y = legacy.randn(100, 10) + x
-    assert _cka(x, y, list(np.arange(100).reshape(-1, size))) == pytest.approx(expected, abs=5e-6)
+    assert cka.minibatch_cka(x, y, batches=list(np.arange(100).reshape(-1, size))) == pytest.approx(
+        expected, abs=5e-6
+    )
 
 
 def test_batches_of_unequal_size_agree_with_the_definition() -> None:
@@ -80,7 +77,7 @@ def test_batches_of_unequal_size_agree_with_the_definition() -> None:
         return sum(len(t) * (len(t) - 3) * _song(a[t], b[t]) for t in dealt)
 
     expected = total(x, y) / np.sqrt(total(x, x) * total(y, y))
-    assert _cka(x, y, dealt) == pytest.approx(expected, rel=1e-12)
+    assert cka.minibatch_cka(x, y, batches=dealt) == pytest.approx(expected, rel=1e-12)
 
 
 def test_u_centred_rows_sum_to_zero_and_nothing_is_left_of_row_effects() -> None:
@@ -106,6 +103,21 @@ def test_two_lists_give_the_blocks_of_one() -> None:
         cka.hsic_without_each_unit(grams, batches=dealt, unit=unit)[:1, 1:],
         rtol=1e-12,
     )
+
+
+@pytest.mark.parametrize("dtypes", [(np.float64,) * 3, (np.float16, np.float64, np.float32)])
+def test_a_table_holds_what_kept_grams_give(dtypes: tuple[type, ...]) -> None:
+    representations, unit = _planted()
+    representations = [x.astype(t) for x, t in zip(representations, dtypes, strict=True)]
+    dealt = cka.batches(unit, rng=np.random.default_rng(0))
+    grams = [cka.gram_features(x, dealt) for x in representations]
+    expected = cka.cka_of_all(cka.hsic_table(grams).sum(axis=-1))
+    rtol = 1e-12 if dtypes[0] == np.float64 else 1e-5
+    found = cka.minibatch_cka_table(representations, batches=dealt)
+    np.testing.assert_allclose(found, expected, rtol=rtol)
+    blocks = cka.minibatch_cka_table(representations[:1], representations[1:], batches=dealt)
+    np.testing.assert_allclose(blocks, expected[:1, 1:], rtol=rtol)
+    assert cka.minibatch_cka(*representations[:2], batches=dealt) == blocks[0, 0]
 
 
 def test_totals_without_a_unit_are_those_of_batches_without_it() -> None:
@@ -161,10 +173,10 @@ def test_rotation_scale_and_offset_are_ignored_and_other_linear_maps_are_not() -
     rng = np.random.default_rng(2)
     dealt = cka.batches(unit, rng=rng)
     q, _ = np.linalg.qr(rng.standard_normal((5, 5)))
-    found = _cka(x, y, dealt)
-    assert _cka(3 * x @ q + 1000, y, dealt) == pytest.approx(found, rel=1e-9)
-    assert _cka(x, x @ q, dealt) == pytest.approx(1)
-    assert abs(_cka(x * [1, 1, 1, 1, 9], y, dealt) - found) > 0.05
+    found = cka.minibatch_cka(x, y, batches=dealt)
+    assert cka.minibatch_cka(3 * x @ q + 1000, y, batches=dealt) == pytest.approx(found, rel=1e-9)
+    assert cka.minibatch_cka(x, x @ q, batches=dealt) == pytest.approx(1)
+    assert abs(cka.minibatch_cka(x * [1, 1, 1, 1, 9], y, batches=dealt) - found) > 0.05
 
 
 def test_order_of_tokens_does_not_matter() -> None:
@@ -172,9 +184,9 @@ def test_order_of_tokens_does_not_matter() -> None:
     dealt = cka.batches(unit, rng=np.random.default_rng(0))
     moved = np.random.default_rng(1).permutation(len(unit))
     there = np.argsort(moved)
-    assert _cka(x[moved], y[moved], [there[batch] for batch in dealt]) == pytest.approx(
-        _cka(x, y, dealt)
-    )
+    assert cka.minibatch_cka(
+        x[moved], y[moved], batches=[there[batch] for batch in dealt]
+    ) == pytest.approx(cka.minibatch_cka(x, y, batches=dealt))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -183,8 +195,8 @@ def test_low_precision_agrees_with_float64_even_far_from_the_origin(dtype: type)
     x = (rng.standard_normal((400, 64)) + 30).astype(dtype)
     y = (x[:, :32] - 30 + rng.standard_normal((400, 32))).astype(dtype)
     dealt = cka.batches(np.tile(np.arange(100), 4), rng=rng)
-    exact = _cka(x.astype(np.float64), y.astype(np.float64), dealt)
-    assert abs(_cka(x, y, dealt) - exact) < 1e-6
+    exact = cka.minibatch_cka(x.astype(np.float64), y.astype(np.float64), batches=dealt)
+    assert abs(cka.minibatch_cka(x, y, batches=dealt) - exact) < 1e-6
 
 
 @pytest.mark.parametrize(("n_documents", "length", "debiased"), [(100, 20, 0.13), (20, 100, 0.44)])
@@ -197,7 +209,7 @@ def test_tokens_of_one_document_are_alike_in_anything(
         x, unit = _in_documents(rng, n_documents=n_documents, length=length)
         y, _ = _in_documents(rng, n_documents=n_documents, length=length)
         over_all.append(linear_cka(x, y, debiased=True))
-        batchwise.append(_cka(x, y, cka.batches(unit, rng=rng)))
+        batchwise.append(cka.minibatch_cka(x, y, batches=cka.batches(unit, rng=rng)))
     assert np.mean(over_all) == pytest.approx(debiased, abs=0.02)
     assert abs(np.mean(batchwise)) < 3 * np.std(batchwise) / np.sqrt(10)
     assert abs(np.mean(batchwise)) < 0.01
@@ -269,9 +281,9 @@ def test_tokens_of_huge_norm_outweigh_all_others_unless_rows_are_scaled() -> Non
     for z in (x, y):
         z[special] = 30 * 8 * _unit_length(rng.standard_normal(64))
     dealt = cka.batches(np.arange(2000), rng=rng)
-    assert _cka(cka.normalised(x), cka.normalised(y), dealt) > 0.95
+    assert cka.minibatch_cka(cka.normalised(x), cka.normalised(y), batches=dealt) > 0.95
     rows = [cka.normalised(z, how="rows") for z in (x, y)]
-    assert abs(_cka(*rows, dealt)) < 0.02
+    assert abs(cka.minibatch_cka(*rows, batches=dealt)) < 0.02
 
 
 def _unit_length(x: NDArray) -> NDArray:
@@ -283,9 +295,11 @@ def test_one_large_shared_dimension_is_seen_alone_unless_features_are_scaled() -
     x, y = rng.standard_normal((2, 2000, 64))
     x[:, 0] = y[:, 0] = 5 * rng.standard_normal(2000)
     dealt = cka.batches(np.arange(2000), rng=rng)
-    assert _cka(cka.normalised(x), cka.normalised(y), dealt) == pytest.approx(0.9, abs=0.02)
+    assert cka.minibatch_cka(cka.normalised(x), cka.normalised(y), batches=dealt) == pytest.approx(
+        0.9, abs=0.02
+    )
     z = [cka.normalised(a, how="z") for a in (x, y)]
-    assert _cka(*z, dealt) == pytest.approx(1 / 64, abs=0.01)
+    assert cka.minibatch_cka(*z, batches=dealt) == pytest.approx(1 / 64, abs=0.01)
 
 
 def test_normalised_agrees_with_scikit_learn() -> None:
@@ -333,6 +347,8 @@ def test_constant_representations_are_refused(dtype: type) -> None:
         cka.normalised(x)
     with pytest.raises(ValueError, match="same for all"):
         cka.gram_features(x, list(np.arange(12).reshape(2, 6)))
+    with pytest.raises(ValueError, match="same for all"):
+        cka.minibatch_cka(np.eye(12), x, batches=list(np.arange(12).reshape(2, 6)))
     x[0] = 1
     assert len(cka.gram_features(x, list(np.arange(12).reshape(2, 6)))) == 2
 
@@ -352,6 +368,10 @@ def test_other_bad_input_is_refused() -> None:
         cka.batches(np.array([0, 0, 1, 2]), rng=rng)
     with pytest.raises(ValueError, match="at most 3"):
         cka.batches(np.arange(9), largest=3, rng=rng)
+    with pytest.raises(ValueError, match="11 and 12 tokens"):
+        cka.minibatch_cka(x, x[:11], batches=[np.arange(11)])
+    with pytest.raises(ValueError, match="there is one of 3"):
+        cka.minibatch_cka(x, x, batches=[np.arange(5), np.arange(3)])
     grams = [cka.gram_features(x[:n], [np.arange(n)]) for n in (12, 11)]
     with pytest.raises(ValueError, match="different tokens or batches"):
         cka.hsic_table(grams)
