@@ -8,19 +8,30 @@ that a step is that of one process but for the order of a sum:
 * the load of an expert, of which the balancing loss is made, is the mean over ranks;
 * router noise is drawn for the whole batch, and each rank takes that of its rows;
 * an expert's capacity is that of the whole batch, filled in the order of its rows.
+
+Every rank holds the whole model, or where that does not fit a share of it: of each weight, of its
+gradient and of what the optimizer keeps [1]_. Then ranks lend each other the weights of a block for
+as long as it computes, forward and backward, so that all must make as many passes.
+
+References
+----------
+.. [1] Rajbhandari et al. (2020), ZeRO, arXiv:1910.02054; Zhao et al. (2023), arXiv:2304.11277.
 """
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:  # elsewhere imported where it is needed: it takes half a second
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 _FROM_TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
@@ -85,6 +96,53 @@ def data_parallel(model: nn.Module) -> nn.Module:
     if n_ranks() == 1:
         return model
     return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def shard(model: nn.Module, parts: Iterable[nn.Module], device: torch.device) -> None:
+    """Leave each rank its share of the model, in place, on its device.
+
+    Parameters
+    ----------
+    parts : modules whose weights are lent whole, one after another; the model's others stay whole
+        between its forward and backward pass.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = dist.init_device_mesh(device.type, (n_ranks(),))
+    for part in (*parts, model):
+        fully_shard(part, mesh=mesh)
+
+
+def whole(value: Tensor) -> Tensor:
+    """The whole of a tensor of which ranks hold shares, on every rank; of any other, itself."""
+    return value.full_tensor() if _is_shared(value) else value
+
+
+def copy_on_first(value: Tensor) -> Tensor:
+    """A copy in the CPU's memory on rank 0, whole where ranks hold shares; nothing on others."""
+    value = whole(value.detach())
+    return value.to("cpu", copy=True) if rank() == 0 else value.new_empty(0)
+
+
+def from_first_as(value: Tensor | None, own: Tensor) -> Tensor:
+    """The tensor that rank 0 gives; where ranks hold shares of `own`, this rank's share of it."""
+    if not _is_shared(own):
+        given = from_first(value)
+        assert given is not None
+        return given
+    from torch.distributed.tensor import distribute_tensor
+
+    if value is None:
+        value = torch.empty(own.shape, dtype=own.dtype, device=own.device)
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+
+
+def _is_shared(value: Tensor) -> "TypeGuard[DTensor]":
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(value, DTensor)
 
 
 def own_rows(n: int) -> slice:

@@ -16,12 +16,26 @@ from torch import Tensor, nn
 
 from models.config import Precision, RunConfig, TrainConfig
 from models.data import TokenStream, chain_hash
-from models.distributed import data_parallel, mean_over_ranks, own_rows
+from models.distributed import (
+    copy_on_first,
+    data_parallel,
+    from_first,
+    from_first_as,
+    mean_over_ranks,
+    own_rows,
+    shard,
+    whole,
+)
 from models.transformer import Transformer
 
 
 class Trainer:
     """Model, optimizer and place in the stream of one run.
+
+    Parameters
+    ----------
+    sharded : whether each rank holds a share of the model and not the whole; it is then made in the
+        CPU's memory first.
 
     Attributes
     ----------
@@ -31,13 +45,22 @@ class Trainer:
     """
 
     def __init__(
-        self, run: RunConfig, cfg: TrainConfig, stream: TokenStream, *, device: torch.device
+        self,
+        run: RunConfig,
+        cfg: TrainConfig,
+        stream: TokenStream,
+        *,
+        device: torch.device,
+        sharded: bool = False,
     ) -> None:
         self.cfg, self.run, self.stream, self.device = cfg, run, stream, device
         self.step = 0
         self.stream_hash = b""
-        self.model = Transformer(run.model, seed=run.random_seed).to(device)
-        self._parallel = data_parallel(self.model)
+        self.model = Transformer(run.model, seed=run.random_seed)
+        if sharded:
+            shard(self.model, self.model.blocks, device)
+        self.model.to(device)
+        self._parallel = self.model if sharded else data_parallel(self.model)
         groups = self.model.parameter_groups(cfg.learning_rate)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=cfg.weight_decay, fused=True)
         self._base_rates = [group["lr"] for group in groups]
@@ -65,26 +88,65 @@ class Trainer:
             "train_loss": mean_over_ranks(loss.detach()),
             "balance_loss": mean_over_ranks(balance.detach()),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "gradient_norm": norm,
+            "gradient_norm": whole(norm),
             "tokens_seen": self.step * (batch.size - len(batch)),
             "stream_hash": int.from_bytes(self.stream_hash[:8], "big"),
         }
 
     def state(self) -> dict[str, Any]:
-        """All that resuming needs, as tensors, numbers and strings only."""
+        """A copy of all that resuming needs, as tensors, numbers and strings only.
+
+        All ranks must ask, the first gets it; it is the same whether they share the model or not.
+        """
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {
+            i: {name: copy_on_first(value) for name, value in kept.items()}
+            for i, kept in optimizer["state"].items()
+        }
+        weights = {name: copy_on_first(value) for name, value in self.model.state_dict().items()}
         return {
             "step": self.step,
             "stream_hash": self.stream_hash.hex(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": weights,
+            "optimizer": optimizer,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state` of the same run."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-        self.stream_hash = bytes.fromhex(state["stream_hash"])
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Continue from the `state` of the same run that rank 0 gives; others give None."""
+        plain: dict[str, Any] = from_first(_without_tensors(state) if state else {})
+        weights = {
+            name: from_first_as(state["model"][name] if state else None, own)
+            for name, own in self.model.state_dict().items()
+        }
+        self.model.load_state_dict(weights)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        kept = {
+            i: {
+                name: from_first_as(
+                    state["optimizer"]["state"][i][name] if state else None,
+                    parameters[i] if ndim else torch.empty(()),
+                )
+                for name, ndim in of_parameter.items()
+            }
+            for i, of_parameter in plain["kept"].items()
+        }
+        self.optimizer.load_state_dict({"state": kept, "param_groups": plain["param_groups"]})
+        self.step = plain["step"]
+        self.stream_hash = bytes.fromhex(plain["stream_hash"])
+
+
+def _without_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Of tensors that the optimizer keeps for a parameter their dimensions: as its, or none."""
+    optimizer = state["optimizer"]
+    return {
+        "step": state["step"],
+        "stream_hash": state["stream_hash"],
+        "param_groups": optimizer["param_groups"],
+        "kept": {
+            i: {name: value.ndim for name, value in of_parameter.items()}
+            for i, of_parameter in optimizer["state"].items()
+        },
+    }
 
 
 def learning_rate_factor(step: int, cfg: TrainConfig) -> float:

@@ -5,6 +5,7 @@
     python -m models.train quick --part 2/4                 # only every fourth, from the second on
     python -m models.train seeds --set train.n_steps=900 --set name=longer
     torchrun --nproc-per-node 2 -m -- models.train quick    # each run by two processes
+    torchrun --nproc-per-node 8 -m -- models.train reference --shard    # which share the model
 
 A study is a folder: `studies/quick/` holds the prepared text (`data/`), one store a run
 (`dense-seed0.zarr`), and, while a run is unfinished, what it resumes from
@@ -52,6 +53,7 @@ def train_study(
     device: torch.device,
     n_workers: int | None = None,
     keep_weights: bool = False,
+    sharded: bool = False,
     console: Console,
 ) -> Path:
     """Train the runs of a study that are not finished; return the study's folder.
@@ -74,6 +76,8 @@ def train_study(
     runs = _chosen(study, run_name, part)
     if launched() and n_workers not in (None, 1):
         raise ValueError(f"--jobs {n_workers}: under torchrun, runs are trained one after another")
+    if sharded and not launched():
+        raise ValueError("--shard: a model is shared among ranks, which torchrun starts")
     if unknown := sorted(set(study.train.activation_sites) - set(ACTIVATION_SITES)):
         raise ValueError(
             f"train.activation_sites {', '.join(unknown)}: known are {', '.join(ACTIVATION_SITES)}"
@@ -87,7 +91,7 @@ def train_study(
         TrainingProgress(console, study.train, n_ctx=study.data.n_ctx, n_runs=len(runs)) as shown,
     ):
         study = from_first(study)
-        jobs = [Job(folder, study, run, str(device), keep_weights) for run in runs]
+        jobs = [Job(folder, study, run, str(device), keep_weights, sharded) for run in runs]
         for job in jobs:
             if keep_weights and job.store_path.exists() and not job.weights_path.exists():
                 shown.say(
@@ -283,6 +287,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--keep-weights", action="store_true",
         help="keep the weights of every observation, as safetensors",
     )  # fmt: skip
+    parser.add_argument(
+        "--shard", action="store_true",
+        help="under torchrun: each process holds a share of the model, for those that do not fit",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
         parser.error(f"--jobs {args.jobs}: give 1 or more")
@@ -296,6 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             device=own_device(named_device(args.device)),
             n_workers=args.jobs,
             keep_weights=args.keep_weights,
+            sharded=args.shard,
             console=console,
         )
     except ValueError as error:

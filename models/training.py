@@ -3,7 +3,7 @@
 At each observation, in this order: the data, the resume state, the commit mark. A reader counts
 only committed steps, and a killed run goes on from a state at or after the last of them, so that
 whatever is written twice is written the same. Each is on the disk before the next is begun, so a
-power cut is a kill like any other.
+power cut is a kill like any other. Writing is behind training, by one observation at most.
 
 Of several ranks each observes its sequences of the probe set, and rank 0 alone reads and writes the
 run: it needs no lock, and the others no common folder.
@@ -16,6 +16,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +27,7 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+from models.behind import one_behind
 from models.claims import claimed
 from models.config import RunConfig, StudyConfig, as_json
 from models.data import PreparedData, TokenStream, prepare
@@ -56,6 +58,7 @@ class Job:
     run : the run to train.
     device : where to train, as torch names it.
     keep_weights : whether to keep the weights of every observation as safetensors.
+    sharded : whether each of several ranks holds a share of the model and not the whole.
     """
 
     folder: Path
@@ -63,6 +66,7 @@ class Job:
     run: RunConfig
     device: str
     keep_weights: bool
+    sharded: bool = False
 
     @property
     def store_path(self) -> Path:
@@ -137,7 +141,10 @@ class Training:
             max_epochs=job.study.data.max_epochs,
         )
         _require_shares(job.study.train.batch_size, len(data.probe_set.token))
-        self.trainer = Trainer(job.run, job.study.train, stream, device=torch.device(job.device))
+        self.trainer = Trainer(
+            job.run, job.study.train, stream,
+            device=torch.device(job.device), sharded=job.sharded,
+        )  # fmt: skip
         self._own = own_rows(len(data.probe_set.token))
         target = torch.from_numpy(data.probe_set.target[self._own]).long()
         self.probes = probes_of(job.study, job.run, target)
@@ -156,18 +163,23 @@ class Training:
         store = self._open()
         if to_observe := from_first(_uncommitted(store)):
             self._resume()
-            self._train(store, to_observe, progress)
+            with one_behind() as in_background:
+                self._train(store, to_observe, in_background, progress)
         if rank() == 0:
             self.job.resume_path.unlink(missing_ok=True)
 
     def _train(
-        self, store: Run | None, to_observe: set[int], progress: Callable[[int, float], None]
+        self,
+        store: Run | None,
+        to_observe: set[int],
+        in_background: Callable[[Callable[[], None]], None],
+        progress: Callable[[int, float], None],
     ) -> None:
         scheduled = set(self.study.train.observation_steps)
         while True:
             step = self.trainer.step
             if step in to_observe:
-                self._observe(store)
+                self._observe(store, in_background)
             if step == self.study.train.n_steps:
                 return
             self._recorded.append(self.trainer.advance())
@@ -216,7 +228,7 @@ class Training:
     def _resume(self) -> None:
         """Put the trainer of every rank where the run was left."""
         if from_first(self.job.resume_path.exists()):
-            self.trainer.restore(from_first(self._resume_state() if rank() == 0 else {}))
+            self.trainer.restore(self._resume_state() if rank() == 0 else None)
 
     def _resume_state(self) -> dict[str, Any]:
         path = self.job.resume_path
@@ -228,24 +240,40 @@ class Training:
                 "again from step 0 and fills the same store"
             ) from error
 
-    def _observe(self, store: Run | None) -> None:
-        step, seen = self.trainer.step, self._seen()
+    def _observe(
+        self, store: Run | None, in_background: Callable[[Callable[[], None]], None]
+    ) -> None:
+        """Look at the model as it is now, and have that written."""
+        step, seen, state = self.trainer.step, self._seen(), self.trainer.state()
         if store is not None:
-            store.write(step, seen)
-            if self._recorded:
-                store.write_training(self._training_rows())
-            if self.job.keep_weights:
-                self._save_weights(step)
-            if step < self.study.train.n_steps:
-                with replaced(self.job.resume_path) as file:
-                    torch.save(self.trainer.state(), file)
-            store.commit(step)
+            rows = self._training_rows() if self._recorded else None
+            in_background(partial(self._write, store, step, seen, rows, state))
         self._recorded.clear()
+
+    def _write(
+        self,
+        store: Run,
+        step: int,
+        seen: dict[str, xr.Dataset],
+        rows: xr.Dataset | None,
+        state: dict[str, Any],
+    ) -> None:
+        store.write(step, seen)
+        if rows is not None:
+            store.write_training(rows)
+        if self.job.keep_weights:
+            self._save_weights(step, state["model"])
+        if step < self.study.train.n_steps:
+            with replaced(self.job.resume_path) as file:
+                torch.save(state, file)
+        store.commit(step)
 
     def _seen(self) -> dict[str, xr.Dataset]:
         """What the probes see in the whole probe set, on rank 0; nothing on the others."""
         token = torch.from_numpy(self.data.probe_set.token[self._own]).long()
-        parts = gathered(observe(self.trainer.model, token, self.probes))
+        most = -(-len(self.data.probe_set.token) // n_ranks())
+        n_batches = -(-most // 32)  # as many on every rank, whether it has a sequence less or not
+        parts = gathered(observe(self.trainer.model, token, self.probes, n_batches=n_batches))
         if len(parts) < 2:
             return parts[0] if parts else {}
         return {
@@ -271,9 +299,9 @@ class Training:
             )
         return rows
 
-    def _save_weights(self, step: int) -> None:
+    def _save_weights(self, step: int, weights: dict[str, Tensor]) -> None:
         self.job.weights_path.mkdir(exist_ok=True)
-        weights = {k: v.contiguous() for k, v in self.trainer.model.state_dict().items()}
+        weights = {name: value.contiguous() for name, value in weights.items()}
         content = safetensors.torch.save(weights, metadata={"step": str(step)})
         with replaced(self.job.weights_path / f"step_{step:08d}.safetensors") as file:
             file.write(content)

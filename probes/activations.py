@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from probes.base import to_host
 from store.schema import ACTIVATION_SITES
 
 
@@ -50,7 +51,7 @@ class ActivationProbe:
     def record(self, tensor: Tensor, hook_name: str) -> None:
         match = self._hook.fullmatch(hook_name)
         assert match is not None
-        self._seen[match[2], int(match[1])].append(tensor[:, self._positions].half().cpu())
+        self._seen[match[2], int(match[1])].append(to_host(tensor[:, self._positions].half()))
 
     def collect(self) -> xr.Dataset:
         """One variable a site, (layer, sequence, pos, d_model), with the chosen `pos`."""

@@ -18,8 +18,9 @@ from torch import Tensor
 class Probe(Protocol):
     """A read-only instrument for one group of the store.
 
-    `record` is called once for every matching hook and batch, batches in order; `collect`
-    returns everything since the last `collect`, labelled as `store.schema` says, without `step`.
+    `record` is called once for every matching hook and batch, batches in order; what it keeps it
+    leaves on the device, or hands to `to_host`. `collect` is called after the pass and returns
+    everything since the last `collect`, labelled as `store.schema` says, without `step`.
     """
 
     group: str
@@ -37,6 +38,7 @@ def observe(
     probes: Sequence[Probe],
     *,
     batch_size: int = 32,
+    n_batches: int | None = None,
 ) -> dict[str, xr.Dataset]:
     """Run the model once over the probe set and return what each probe saw, by group.
 
@@ -48,6 +50,9 @@ def observe(
     model : a `HookedRootModule` or a TransformerLens bridge.
     tokens : input token ids (sequence, pos), on any device.
     probes : instruments, one for each group.
+    batch_size : sequences of a forward pass, at most.
+    n_batches : number of forward passes, in place of `batch_size`: ranks that share a model must
+        all make as many.
 
     An exception on the way leaves part of a pass in the probes: make new ones.
 
@@ -78,11 +83,18 @@ def observe(
             torch.autocast(device.type, enabled=False),
             model.hooks(fwd_hooks=hooks),
         ):
-            for batch in tokens.split(batch_size):
+            for batch in tokens.tensor_split(n_batches or -(-len(tokens) // batch_size)):
                 model(batch.to(device))
     finally:
         model.train(was_training)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # what `to_host` began is there now
     return {probe.group: probe.collect() for probe in probes}
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """The tensor in the CPU's memory by the end of the pass: a GPU computes on while it copies."""
+    return tensor.to("cpu", non_blocking=True)
 
 
 def _recording(probe: Probe, hook_name: str) -> Callable[..., None]:

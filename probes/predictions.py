@@ -14,6 +14,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from probes.base import to_host
+
 
 class PredictionProbe:
     """Records ln softmax(logits) at chosen positions of every sequence.
@@ -43,7 +45,7 @@ class PredictionProbe:
 
     def record(self, tensor: Tensor, hook_name: str) -> None:
         log_prob = tensor[:, self._positions].float().log_softmax(dim=-1)
-        self._log_probs.append(log_prob.half().cpu())
+        self._log_probs.append(to_host(log_prob.half()))
 
     def collect(self) -> xr.Dataset:
         """`log_prob (sequence, pos, d_vocab)`, float16, nats, with the chosen `pos`."""

@@ -16,6 +16,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from probes.base import to_host
+
 _HOOK = re.compile(r"blocks\.(\d+)\.mlp\.(gate\.hook_out|hook_expert_indices|hook_expert_weights)")
 
 
@@ -42,7 +44,7 @@ class RoutingProbe:
         layer, what = int(match[1]), match[2]
         if what == "gate.hook_out":
             tensor = tensor.float().softmax(dim=-1)
-        self._seen[layer, what].append(tensor.reshape(-1, self._n_pos, tensor.shape[-1]).cpu())
+        self._seen[layer, what].append(to_host(tensor.reshape(-1, self._n_pos, tensor.shape[-1])))
 
     def collect(self) -> xr.Dataset:
         """`expert_index`, `expert_weight` (layer, sequence, pos, top_k) and `router_prob`

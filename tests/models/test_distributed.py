@@ -8,11 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from models.config import ModelConfig, RunConfig, TrainConfig
 from models.data import TokenStream
-from models.distributed import from_first, gathered, mean_over_ranks, n_ranks, own_rows, sum_before
+from models.distributed import (
+    from_first,
+    gathered,
+    mean_over_ranks,
+    n_ranks,
+    own_rows,
+    sum_before,
+    whole,
+)
 from models.optimization import Trainer
 from models.train import main
 from models.transformer import Transformer
@@ -53,6 +62,7 @@ def work(rank):
     torch.set_num_threads(1)
     with joined_ranks(torch.device("cpu")):
         found = {name: t.one_step(name) for name in t.MODELS} | {"exchanged": t.exchanged()}
+        found |= {("sharded", name): t.one_step(name, sharded=True) for name in t.MODELS}
         try:
             training._require_shares(5, 12)
         except ValueError as error:
@@ -84,16 +94,19 @@ MODELS = {
 }
 
 
-def one_step(name: str) -> dict[str, dict]:
-    """Gradients and recorded values of the first step."""
+def one_step(name: str, *, sharded: bool = False) -> dict[str, dict]:
+    """Gradients and recorded values of the first step, and how much of them this rank holds."""
     tokens = np.random.default_rng(0).integers(0, 300, 4000).astype(np.uint16)
     stream = TokenStream(tokens, n_ctx=8, batch_size=4, order_seed=0, max_epochs=1)
     cfg = TrainConfig(n_steps=20, batch_size=4, balance_weight=1.0, precision="float32")
     run = RunConfig(name, 0, MODELS[name])
-    trainer = Trainer(run, cfg, stream, device=torch.device("cpu"))
+    trainer = Trainer(run, cfg, stream, device=torch.device("cpu"), sharded=sharded)
     row = trainer.advance()
-    gradients = {n: p.grad.clone() for n, p in trainer.model.named_parameters()}
-    return {"row": row, "gradients": gradients}
+    held = [of["exp_avg"] for of in trainer.optimizer.state.values()]
+    held += [p.grad for p in trainer.model.parameters()]
+    n_held = sum((t.to_local() if sharded else t).numel() for t in held)
+    gradients = {n: whole(p.grad).clone() for n, p in trainer.model.named_parameters()}
+    return {"row": row, "gradients": gradients, "n_held": n_held}
 
 
 def exchanged() -> dict[str, object]:
@@ -126,17 +139,26 @@ def two_ranks(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
+@pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_step_of_two_ranks_has_the_gradients_of_one_process(name, two_ranks):
+def test_a_step_of_two_ranks_has_the_gradients_of_one_process(name, sharded, two_ranks):
     """Router noise, balancing loss and dropped tokens of the whole batch included."""
     alone = one_step(name)
     for rank in two_ranks:
+        found = rank["sharded", name] if sharded else rank[name]
         for parameter, gradient in alone["gradients"].items():
             torch.testing.assert_close(
-                rank[name]["gradients"][parameter], gradient, rtol=1e-4, atol=1e-7, msg=parameter
+                found["gradients"][parameter], gradient, rtol=1e-4, atol=1e-7, msg=parameter
             )
         for column, value in alone["row"].items():
-            assert rank[name]["row"][column] == pytest.approx(float(value), rel=1e-5), column
+            assert found["row"][column] == pytest.approx(float(value), rel=1e-5), column
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ranks_that_share_a_model_hold_half_of_it_each(name, two_ranks):
+    shares = [rank["sharded", name]["n_held"] for rank in two_ranks]
+    assert sum(shares) == two_ranks[0][name]["n_held"]
+    assert max(shares) < 0.51 * sum(shares)
 
 
 def test_the_compared_steps_drop_tokens_and_balance_load():
@@ -181,7 +203,7 @@ SETTINGS = [
 
 def command(text: Path, out: Path) -> list[str]:
     settings = [f"--set={setting}" for setting in (*SETTINGS, f"data.path={text}")]
-    return ["quick", "--out", str(out), "--run", "switch-seed0", *settings]
+    return ["quick", "--out", str(out), "--run", "switch-seed0", "--keep-weights", *settings]
 
 
 def interrupted_at(step: int, arguments: list[str], monkeypatch) -> None:
@@ -199,14 +221,17 @@ def interrupted_at(step: int, arguments: list[str], monkeypatch) -> None:
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(text, tmp_path, monkeypatch):
-    """One process, then two ranks, of which one is killed, one process again, then torchrun's."""
+    """One process, two that share the model, of which one is killed, one, two that torchrun starts.
+
+    Shared or not, what is left to go on from is the same.
+    """
     assert main(command(text, tmp_path / "alone")) == 0
     arguments = command(text, tmp_path / "changing")
     store = tmp_path / "changing/quick/switch-seed0.zarr"
     interrupted_at(6, arguments, monkeypatch)
     assert Run.open(store).committed.tolist() == [0, 1, 2, 4]
 
-    process = launch(KILLED, *arguments)
+    process = launch(KILLED, *arguments, "--shard")
     assert process.stdout == "[1, -9]\n"
     assert "error: another rank has ended or cannot be reached" in process.stderr
     assert "give the same command again" in process.stderr
@@ -222,7 +247,13 @@ def test_a_run_goes_on_with_another_number_of_ranks(text, tmp_path, monkeypatch)
 
     one, other = (Run.open(path) for path in (tmp_path / "alone/quick/switch-seed0.zarr", store))
     assert other.finished
-    assert not list(store.parent.glob("switch-seed0.*[!r]"))
+    assert not list(store.parent.glob("switch-seed0.*[!rs]"))
+    for kept in (tmp_path / "alone/quick/switch-seed0.weights").iterdir():
+        weights = safetensors.torch.load_file(kept)
+        found = safetensors.torch.load_file(store.with_suffix(".weights") / kept.name)
+        assert found.keys() == weights.keys()
+        for name, weight in weights.items():
+            torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-3, msg=name)
     for group in ("training", "losses", "routing", "activations", "predictions"):
         expected, found = one.dataset(group).load(), other.dataset(group).load()
         for name, values in expected.data_vars.items():
@@ -231,3 +262,11 @@ def test_a_run_goes_on_with_another_number_of_ranks(text, tmp_path, monkeypatch)
                 assert np.array_equal(values, found[name]), name
             else:
                 np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_a_model_is_shared_only_among_ranks(text, tmp_path, capsys):
+    assert main([*command(text, tmp_path), "--shard"]) == 2
+    assert (
+        "--shard: a model is shared among ranks, which torchrun starts" in capsys.readouterr().err
+    )
+    assert not list(tmp_path.iterdir())

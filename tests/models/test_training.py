@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from models.config import ModelConfig
+from models.optimization import Trainer
 from models.tokenizer import vocabulary
 from models.train import main
 from models.transformer import Transformer
@@ -266,6 +267,29 @@ def test_a_step_is_marked_once_what_it_resumes_from_is_on_the_disk(text, tmp_pat
     monkeypatch.setattr(os, "fsync", watched)
     assert main(command(text, tmp_path, "--run", "dense-seed0")) == 0
     assert kept == [name for step in range(6) for name in (state, str(step))] + ["6"]
+
+
+def test_training_goes_on_while_an_observation_is_written(text, finished, tmp_path, monkeypatch):
+    write, advance = Run.write, Trainer.advance
+    reached, ahead = [0], []
+
+    def noted(trainer):
+        row = advance(trainer)
+        reached.append(trainer.step)
+        return row
+
+    def slowly(run, step, observed):
+        deadline = time.monotonic() + 30
+        while reached[-1] <= step < 24 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        ahead.append(reached[-1] > step)
+        write(run, step, observed)
+
+    monkeypatch.setattr(Trainer, "advance", noted)
+    monkeypatch.setattr(Run, "write", slowly)
+    assert main(command(text, tmp_path, "--run", "switch-seed0")) == 0
+    assert ahead == [True] * 6 + [False]
+    assert_same_arrays(finished / "switch-seed0.zarr", tmp_path / "quick/switch-seed0.zarr")
 
 
 def test_finished_runs_are_skipped(text, finished, capsys):

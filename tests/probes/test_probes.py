@@ -95,6 +95,16 @@ def test_batches_of_any_size_give_the_same_observation(model, d_vocab):
             np.testing.assert_allclose(parts[group][name], variable, atol=2e-3, err_msg=name)
 
 
+def test_as_many_passes_are_made_as_asked_for(switch):
+    token, target = text(300)
+    sizes = []
+    seen = switch.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    observe(switch, token, [LossProbe(target)], n_batches=3)
+    observe(switch, token, [LossProbe(target)], batch_size=4)
+    seen.remove()
+    assert sizes == [3, 2, 2, 4, 3]
+
+
 def test_routing_is_what_the_cache_holds(model, d_vocab):
     token, target = text(d_vocab)
     routing = observe(model, token, all_probes(target))["routing"]
