@@ -157,7 +157,8 @@ class MoE(nn.Module):
         weight = self.hook_expert_weights(weight * chosen)
         if self.training:
             self.balance_loss = self._balance_loss(prob, chosen)
-        return self.hook_out(self._mix(flat, index, weight).view_as(x))
+        counts = chosen.sum(0).long()  # `bincount` would make a GPU wait for the CPU
+        return self.hook_out(self._mix(flat, index, weight, counts).view_as(x))
 
     def _balance_loss(self, prob: Float[Tensor, "N E"], chosen: Float[Tensor, "N E"]) -> Tensor:
         if self.cfg.router == "hash":
@@ -166,13 +167,16 @@ class MoE(nn.Module):
         return self.cfg.n_experts * (load * prob.mean(0)).sum()
 
     def _mix(
-        self, x: Float[Tensor, "N D"], index: Int[Tensor, "N K"], weight: Float[Tensor, "N E"]
+        self,
+        x: Float[Tensor, "N D"],
+        index: Int[Tensor, "N K"],
+        weight: Float[Tensor, "N E"],
+        counts: Int[Tensor, "E"],
     ) -> Float[Tensor, "N D"]:
         """Sum of the chosen experts' outputs, each times its weight."""
         K = index.shape[1]
         order = index.flatten().argsort(stable=True)  # slots by expert, then by token
         expert, token = index.flatten()[order], order // K
-        counts = expert.bincount(minlength=self.cfg.n_experts)
         weight = weight.index_select(0, token).gather(1, expert[:, None]).squeeze(1)
         if self.training and self.cfg.capacity_factor is not None:
             weight = weight * self._within_capacity(expert, counts)

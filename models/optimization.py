@@ -36,6 +36,7 @@ class Trainer:
     ----------
     sharded : whether each rank holds a share of the model and not the whole; it is then made in the
         CPU's memory first.
+    compiled : whether training passes go through `torch.compile`, which draws other router noise.
 
     Attributes
     ----------
@@ -52,6 +53,7 @@ class Trainer:
         *,
         device: torch.device,
         sharded: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.cfg, self.run, self.stream, self.device = cfg, run, stream, device
         self.step = 0
@@ -60,7 +62,9 @@ class Trainer:
         if sharded:
             shard(self.model, self.model.blocks, device)
         self.model.to(device)
-        self._parallel = self.model if sharded else data_parallel(self.model)
+        # observation goes through the model itself, whose hooks a compiled one would not heed
+        in_training = self.model if sharded else data_parallel(self.model)
+        self._in_training = torch.compile(in_training) if compiled else in_training
         groups = self.model.parameter_groups(cfg.learning_rate)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=cfg.weight_decay, fused=True)
         self._base_rates = [group["lr"] for group in groups]
@@ -77,7 +81,7 @@ class Trainer:
         self.model.train()
         bf16 = self.cfg.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            loss = self._parallel(tokens[:, :-1], tokens[:, 1:])
+            loss = self._in_training(tokens[:, :-1], tokens[:, 1:])
         balance = self.model.balance_loss
         self.optimizer.zero_grad()
         (loss + self.cfg.balance_weight * balance).backward()

@@ -54,6 +54,7 @@ def train_study(
     n_workers: int | None = None,
     keep_weights: bool = False,
     sharded: bool = False,
+    compiled: bool = False,
     console: Console,
 ) -> Path:
     """Train the runs of a study that are not finished; return the study's folder.
@@ -85,13 +86,21 @@ def train_study(
     folder = out / study.name
     with console.status("preparing the text") as status:
         study = ready(folder, study, device, status.update)
+    in_float32 = device.type == "cpu" and study.train.precision == "float32"
+    if compiled and in_float32 and any(run.model.router for run in runs):
+        raise ValueError(
+            "--compile: torch does not compile the products of experts in float32 on a CPU; leave "
+            "it out, or train in bfloat16 (--set train.precision=bfloat16)"
+        )
 
     with (
         joined_ranks(device),
         TrainingProgress(console, study.train, n_ctx=study.data.n_ctx, n_runs=len(runs)) as shown,
     ):
         study = from_first(study)
-        jobs = [Job(folder, study, run, str(device), keep_weights, sharded) for run in runs]
+        jobs = [
+            Job(folder, study, run, str(device), keep_weights, sharded, compiled) for run in runs
+        ]
         for job in jobs:
             if keep_weights and job.store_path.exists() and not job.weights_path.exists():
                 shown.say(
@@ -291,6 +300,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--shard", action="store_true",
         help="under torchrun: each process holds a share of the model, for those that do not fit",
     )  # fmt: skip
+    parser.add_argument(
+        "--compile", action="store_true",
+        help="train through torch.compile: for a GPU; the first step then takes minutes",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
         parser.error(f"--jobs {args.jobs}: give 1 or more")
@@ -305,6 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             n_workers=args.jobs,
             keep_weights=args.keep_weights,
             sharded=args.shard,
+            compiled=args.compile,
             console=console,
         )
     except ValueError as error:

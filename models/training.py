@@ -59,6 +59,7 @@ class Job:
     device : where to train, as torch names it.
     keep_weights : whether to keep the weights of every observation as safetensors.
     sharded : whether each of several ranks holds a share of the model and not the whole.
+    compiled : whether training passes go through `torch.compile`.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class Job:
     device: str
     keep_weights: bool
     sharded: bool = False
+    compiled: bool = False
 
     @property
     def store_path(self) -> Path:
@@ -143,7 +145,7 @@ class Training:
         _require_shares(job.study.train.batch_size, len(data.probe_set.token))
         self.trainer = Trainer(
             job.run, job.study.train, stream,
-            device=torch.device(job.device), sharded=job.sharded,
+            device=torch.device(job.device), sharded=job.sharded, compiled=job.compiled,
         )  # fmt: skip
         self._own = own_rows(len(data.probe_set.token))
         target = torch.from_numpy(data.probe_set.target[self._own]).long()
@@ -272,7 +274,7 @@ class Training:
         """What the probes see in the whole probe set, on rank 0; nothing on the others."""
         token = torch.from_numpy(self.data.probe_set.token[self._own]).long()
         most = -(-len(self.data.probe_set.token) // n_ranks())
-        n_batches = -(-most // 32)  # as many on every rank, whether it has a sequence less or not
+        n_batches = -(-most // 16)  # as many on every rank, whether it has a sequence less or not
         parts = gathered(observe(self.trainer.model, token, self.probes, n_batches=n_batches))
         if len(parts) < 2:
             return parts[0] if parts else {}

@@ -51,7 +51,10 @@ class ActivationProbe:
     def record(self, tensor: Tensor, hook_name: str) -> None:
         match = self._hook.fullmatch(hook_name)
         assert match is not None
-        self._seen[match[2], int(match[1])].append(to_host(tensor[:, self._positions].half()))
+        positions = torch.from_numpy(self._positions).to(tensor.device)
+        self._seen[match[2], int(match[1])].append(
+            to_host(tensor.index_select(1, positions).half())
+        )
 
     def collect(self) -> xr.Dataset:
         """One variable a site, (layer, sequence, pos, d_model), with the chosen `pos`."""

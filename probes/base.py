@@ -37,7 +37,7 @@ def observe(
     tokens: Int[Tensor, "sequence pos"],
     probes: Sequence[Probe],
     *,
-    batch_size: int = 32,
+    batch_size: int = 16,
     n_batches: int | None = None,
 ) -> dict[str, xr.Dataset]:
     """Run the model once over the probe set and return what each probe saw, by group.

@@ -10,6 +10,9 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+# Logits looked at together: as many as stay in the cache of a processor, or as fill a GPU.
+_TOGETHER = {"cpu": 2**17, "cuda": 2**26}
+
 
 class LossProbe:
     """Records the loss of every token of the probe set.
@@ -31,12 +34,14 @@ class LossProbe:
     def record(self, tensor: Tensor, hook_name: str) -> None:
         n_done = sum(len(loss) for loss in self._losses)
         target = self._target[n_done : n_done + len(tensor)].to(tensor.device)
-        # A sequence at a time stays in the cache of a processor: half the time of all at once.
+        n_rows = max(1, _TOGETHER.get(tensor.device.type, 2**26) // tensor.shape[-1])
         losses = [
             F.cross_entropy(logits.float(), expected, reduction="none")
-            for logits, expected in zip(tensor, target, strict=True)
+            for logits, expected in zip(
+                tensor.flatten(0, 1).split(n_rows), target.flatten().split(n_rows), strict=True
+            )
         ]
-        self._losses.append(torch.stack(losses))
+        self._losses.append(torch.cat(losses).view_as(target))
 
     def collect(self) -> xr.Dataset:
         """`loss (sequence, pos)`, float32, nats."""

@@ -44,7 +44,8 @@ class PredictionProbe:
         return hook_name == "unembed.hook_out"
 
     def record(self, tensor: Tensor, hook_name: str) -> None:
-        log_prob = tensor[:, self._positions].float().log_softmax(dim=-1)
+        positions = torch.from_numpy(self._positions).to(tensor.device)
+        log_prob = tensor.index_select(1, positions).float().log_softmax(dim=-1)
         self._log_probs.append(to_host(log_prob.half()))
 
     def collect(self) -> xr.Dataset:

@@ -292,6 +292,33 @@ def test_training_goes_on_while_an_observation_is_written(text, finished, tmp_pa
     assert_same_arrays(finished / "switch-seed0.zarr", tmp_path / "quick/switch-seed0.zarr")
 
 
+# In a process of its own, where shapes are not checked on every call, which cannot be traced. What
+# is traced is then run as it is: code for this processor would take minutes and a compiler.
+COMPILED = """
+import functools, sys, torch
+torch.compile = functools.partial(torch.compile, backend="aot_eager")
+from models.train import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("name", ["dense-seed0", "switch-seed0"])
+def test_what_is_trained_compiled_is_the_same_and_watched(name, text, tmp_path):
+    more = ["--run", name, "--set", "train.precision=bfloat16"]
+    assert main(command(text, tmp_path / "plain", *more)) == 0
+    arguments = command(text, tmp_path / "compiled", *more, "--compile")
+    process = subprocess.run(
+        [sys.executable, "-c", COMPILED, *arguments], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    expected, found = (
+        arrays(tmp_path / folder / f"quick/{name}.zarr") for folder in ("plain", "compiled")
+    )
+    for array in ("training/train_loss", "losses/loss", "activations/resid_post"):
+        assert np.isfinite(found[array]).all()
+        np.testing.assert_allclose(found[array], expected[array], rtol=2e-2, atol=2e-2)
+
+
 def test_finished_runs_are_skipped(text, finished, capsys):
     def written() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
@@ -329,6 +356,7 @@ def test_a_write_that_fails_names_the_remedy_and_leaves_committed_steps(
         (["--set", "name=a/b"], "cannot be used"),
         (["--set", "data.path=nowhere"], "nowhere"),
         (["--device", "cuda:7"], "use auto or cpu"),
+        (["--compile"], "leave it out, or train in bfloat16"),
         (["--set", "data.probe_documents=50"], "probe set"),
         (["--set", "train.activation_sites=resid"], "known are resid_pre"),
     ],
