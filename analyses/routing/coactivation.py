@@ -74,11 +74,10 @@ def coactivations(
     rng: np.random.Generator,
 ) -> xr.Dataset:
     """Every measure of `MEASURES` by run, by arm and averaged over layers, and of every pair."""
-    index = expert_index.transpose("run", "layer", "step", "sequence", "pos", "top_k")
-    units, token_unit = text_units(unit, n_pos=index.sizes["pos"])
-    n_runs, n_layers = index.sizes["run"], index.sizes["layer"]
+    units, token_unit = text_units(unit, n_pos=expert_index.sizes["pos"])
+    n_runs, n_layers = expert_index.sizes["run"], expert_index.sizes["layer"]
     seed = int(rng.integers(2**32))
-    at = partial(_measured, index, token_unit, n_experts, n_resamples, level, seed)
+    at = partial(_measured, expert_index, token_unit, n_experts, n_resamples, level, seed)
     items = [(run, layer) for run in range(n_runs) for layer in range(n_layers)]
     found = list(mapped(at, items, progress, dask))
 
@@ -87,8 +86,8 @@ def coactivations(
         return values.reshape(n_runs, n_layers, *values.shape[1:])
 
     dims = ("run", "layer", "step")
-    coords: dict[str, Any] = {name: index[name].variable for name in dims}
-    runs = run_coordinates(index)
+    coords: dict[str, Any] = {name: expert_index[name].variable for name in dims}
+    runs = run_coordinates(expert_index)
     result = xr.Dataset(coords=dict(runs.coords) | coords | dict(units.coords))
     for name, (long_name, scale) in MEASURES.items():
         estimate = xr.DataArray(gathered(name), dims=dims, coords=coords)
@@ -149,7 +148,8 @@ def _measured(
     last: NDArray | None = None
     steps: list[dict[str, Any]] = []
     for step in range(n_steps - 1, -1, -1):
-        choice = at.isel(step=step).values.reshape(-1, top_k)
+        of_step = at.isel(step=step).compute().transpose("sequence", "pos", "top_k")
+        choice = of_step.values.reshape(-1, top_k)
         if (choice < 0).any():
             raise ValueError(
                 f"layer {int(at['layer'])} of run {at['run'].item()!r} lacks choices at step "

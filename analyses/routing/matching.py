@@ -49,13 +49,11 @@ def matchings(
     dask: str | None = None,
 ) -> xr.Dataset:
     """Every measure of `MEASURES` by pair of runs and of arms; see `expert_matching`."""
-    index = sorted_by_arm(expert_index).transpose(
-        "layer", "step", "run", "sequence", "pos", "top_k"
-    )
+    index = sorted_by_arm(expert_index)
     runs = run_coordinates(index)
     pairs = list(zip(*map(np.ndarray.tolist, pair_indices(index.sizes["run"])), strict=True))
-    at = partial(_measured, index.isel(sequence=text.order), text, pairs, n_experts, hidden)
-    shape = index.shape[:2]
+    at = partial(_measured, index, text, pairs, n_experts, hidden)
+    shape = index.sizes["layer"], index.sizes["step"]
     found = list(mapped(at, list(np.ndindex(shape)), progress, dask))
     some = next((of_place for of_place in found if of_place), None)
     if some is None:
@@ -121,7 +119,7 @@ def matched_table(expert_index: xr.DataArray, text: Text, *, n_experts: int) -> 
         matched to `matched_expert`; the diagonal agrees, rows sum to k. NaN for an expert without
         tokens. The coordinate `partner (layer, matched_expert)` names the matched expert.
     """
-    index = expert_index.isel(sequence=text.order)
+    index = expert_index.compute().isel(sequence=text.order)
     choice = index.transpose("layer", "run", "sequence", "pos", "top_k").values
     top_k, partner, shares = choice.shape[-1], [], []
     for first, second in choice.reshape(*choice.shape[:2], -1, top_k).astype(np.intp):
@@ -160,8 +158,10 @@ def _measured(
 
     Nothing if no two runs were observed there.
     """
-    at = index.isel(layer=place[0], step=place[1])
-    choice = at.values.reshape(at.sizes["run"], len(text.unit), -1)
+    # read before it is turned: to turn what is read lazily, xarray lists the places of all choices
+    at = index.isel(layer=place[0], step=place[1]).compute().isel(sequence=text.order)
+    choice = at.transpose("run", "sequence", "pos", "top_k").values
+    choice = choice.reshape(len(choice), len(text.unit), -1)
     seen = np.flatnonzero((choice >= 0).all(axis=(1, 2))).tolist()
     there = np.array([a in seen and b in seen for a, b in pairs], dtype=np.bool_)
     known = [pair for pair, is_there in zip(pairs, there, strict=True) if is_there]

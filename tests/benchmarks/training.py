@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from models.config import ModelConfig, Precision, quick
+from models.config import ModelConfig, Precision, quick, reference
 from models.optimization import training_precision
 from models.transformer import Transformer
 
@@ -187,7 +187,7 @@ def sizes(name: str) -> tuple[ModelConfig, ModelConfig, int]:
     moe = dataclasses.replace(
         dense, d_model=792, router="switch", moe_layers=(1,), n_experts=8, top_k=1
     )
-    return dense, moe, 2
+    return dense, moe, reference().train.batch_size
 
 
 def matmul_share(one: Contender, cfg: ModelConfig, n_tokens: int, best: float) -> float:
