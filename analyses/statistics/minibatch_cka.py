@@ -167,7 +167,7 @@ def minibatch_cka_table(
     If `second` is not given it is `first`. One batch of all representations is in memory at a time.
     Where they do not fit side by side, or intervals or chance are asked for, keep `gram_features`.
     """
-    every = [floating(x) for x in (*first, *(second or ()))]
+    every = [_by_token(x) for x in (*first, *(second or ()))]
     require_same_tokens(every)
     _require_batches(batches)
     largest, totals = max(map(len, batches)), np.zeros((len(every), len(every)))
@@ -210,7 +210,7 @@ def gram_features(x: NDArray, batches: Sequence[NDArray[np.intp]]) -> Grams:
         If a batch has fewer than 4 tokens, values are not finite, or the same for all tokens of
         every batch.
     """
-    x = floating(x)
+    x = _by_token(x)
     _require_batches(batches)
     # views of one array, which memory has back whole; thousands of small ones would leave holes
     sizes = [len(batch) for batch in batches]
@@ -222,6 +222,11 @@ def gram_features(x: NDArray, batches: Sequence[NDArray[np.intp]]) -> Grams:
     if not varied:
         refuse_constant(x)
     return grams
+
+
+def _by_token(x: NDArray) -> NDArray:
+    """The representation, token after token in memory; else all of it is copied for every batch."""
+    return np.ascontiguousarray(floating(x))
 
 
 def _u_centred_gram(

@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -118,6 +120,18 @@ def test_a_table_holds_what_kept_grams_give(dtypes: tuple[type, ...]) -> None:
     blocks = cka.minibatch_cka_table(representations[:1], representations[1:], batches=dealt)
     np.testing.assert_allclose(blocks, expected[:1, 1:], rtol=rtol)
     assert cka.minibatch_cka(*representations[:2], batches=dealt) == blocks[0, 0]
+
+
+def test_order_in_memory_costs_one_copy_and_not_one_a_batch() -> None:
+    x = np.random.default_rng(0).standard_normal((4000, 256), dtype=np.float32)
+    dealt = list(np.arange(4000).reshape(-1, 4))
+    seconds = []
+    for order in ("C", "F"):
+        arranged = np.asarray(x, order=order)  # type: ignore[call-overload]
+        start = time.process_time()
+        cka.gram_features(arranged, dealt)
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 5 * seconds[0]  # else some 50 times
 
 
 def test_totals_without_a_unit_are_those_of_batches_without_it() -> None:
