@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
+Background = Callable[[Callable[[], None]], None]
+
 
 @contextmanager
-def one_behind() -> Iterator[Callable[[Callable[[], None]], None]]:
+def one_behind() -> Iterator[Background]:
     """What begins a piece of work in the background, once the one before it is done.
 
-    So one piece is in memory at a time. When the block has ended, all is done.
+    So one is under way and one waits at most. When the block has ended, all is done.
 
     Raises
     ------

@@ -27,7 +27,7 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
-from models.behind import one_behind
+from models.behind import Background, one_behind
 from models.claims import claimed
 from models.config import RunConfig, StudyConfig, as_json
 from models.data import PreparedData, TokenStream, prepare
@@ -174,7 +174,7 @@ class Training:
         self,
         store: Run | None,
         to_observe: set[int],
-        in_background: Callable[[Callable[[], None]], None],
+        in_background: Background,
         progress: Callable[[int, float], None],
     ) -> None:
         scheduled = set(self.study.train.observation_steps)
@@ -242,9 +242,7 @@ class Training:
                 "again from step 0 and fills the same store"
             ) from error
 
-    def _observe(
-        self, store: Run | None, in_background: Callable[[Callable[[], None]], None]
-    ) -> None:
+    def _observe(self, store: Run | None, in_background: Background) -> None:
         """Look at the model as it is now, and have that written."""
         step, seen, state = self.trainer.step, self._seen(), self.trainer.state()
         if store is not None:

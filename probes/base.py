@@ -87,8 +87,8 @@ def observe(
                 model(batch.to(device))
     finally:
         model.train(was_training)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)  # what `to_host` began is there now
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)  # what `to_host` began is there now
     return {probe.group: probe.collect() for probe in probes}
 
 
