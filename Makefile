@@ -31,8 +31,12 @@ docs: $(VENV)/installed-docs
 	@rm -rf docs/reference/api  # a page for each module there is, and no other
 	$(BIN)/sphinx-build -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
 
-bench: $(VENV)/installed-dev
-	$(BIN)/python tests/benchmarks/training.py
+BENCHMARKS := training watching side_by_side store_rates resampling similarity
+
+bench: $(VENV)/installed-dev  # those of minutes; all run, whether one misses its aim or not
+	@missed=0; for name in $(BENCHMARKS); do \
+		$(BIN)/python tests/benchmarks/$$name.py || missed=1; \
+	done; exit $$missed
 
 clean:
 	rm -rf $(VENV) build docs/_build docs/reference/api *.egg-info .pytest_cache .mypy_cache .ruff_cache
