@@ -106,7 +106,7 @@ class Experts(nn.Module):
         self, x: Float[Tensor, "M D"], expert: Int[Tensor, "M"], counts: Int[Tensor, "E"]
     ) -> Float[Tensor, "M D"]:
         """Apply expert `expert[m]` to row m; rows are sorted by expert, `counts` rows for each."""
-        dtype = torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
+        dtype = _product_dtype(x)
         x, member = x.to(dtype), F.one_hot(expert, len(counts)).to(dtype)
         if x.device.type != "cpu" or dtype == torch.float32:
             return self._grouped(x, member, counts)
@@ -176,14 +176,16 @@ class MoE(nn.Module):
         """Sum of the chosen experts' outputs, each times its weight."""
         K = index.shape[1]
         order = index.flatten().argsort(stable=True)  # slots by expert, then by token
-        expert, token = index.flatten()[order], order // K
-        weight = weight.index_select(0, token).gather(1, expert[:, None]).squeeze(1)
+        back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=x.device))
+        expert = index.flatten()[order]
+        weight = weight.gather(1, index)
         if self.training and self.cfg.capacity_factor is not None:
-            weight = weight * self._within_capacity(expert, counts)
-        out = self.experts(x.index_select(0, token), expert, counts).float() * weight[:, None]
-        if K == 1:
-            return torch.empty_like(out).index_copy(0, token, out)
-        return out.new_zeros(x.shape).index_add(0, token, out)
+            weight = weight * self._within_capacity(expert, counts)[back].view_as(weight)
+        if K == 1:  # half the bytes to move; of several slots the gradients are added in float32
+            x = x.to(_product_dtype(x))
+        out = self.experts(x.index_select(0, order // K), expert, counts).index_select(0, back)
+        out = out.view(*index.shape, -1).float() * weight[:, :, None]
+        return out.squeeze(1) if K == 1 else out.sum(1)
 
     def _within_capacity(
         self, expert: Int[Tensor, "M"], counts: Int[Tensor, "E"]
@@ -209,5 +211,7 @@ def _truncated_normal_(weight: Tensor, *, fan_in: int) -> None:
     nn.init.trunc_normal_(weight, std=sd, a=-2 * sd, b=2 * sd)
 
 
-def _autocasts(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """Of products with `x`: autocast's where it is enabled."""
+    enabled = torch.is_autocast_enabled(x.device.type)
+    return torch.get_autocast_dtype(x.device.type) if enabled else x.dtype
