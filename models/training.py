@@ -36,7 +36,7 @@ from models.optimization import Trainer
 from models.probe_set import ProbeSet
 from models.transformer import n_active_parameters, n_parameters
 from probes.activations import ActivationProbe
-from probes.base import Probe, observe, spread_positions
+from probes.base import BATCH_SIZE, Probe, observe, spread_positions
 from probes.losses import LossProbe
 from probes.predictions import PredictionProbe
 from probes.routing import RoutingProbe
@@ -272,7 +272,8 @@ class Training:
         """What the probes see in the whole probe set, on rank 0; nothing on the others."""
         token = torch.from_numpy(self.data.probe_set.token[self._own]).long()
         most = -(-len(self.data.probe_set.token) // n_ranks())
-        n_batches = -(-most // 16)  # as many on every rank, whether it has a sequence less or not
+        # as many on every rank, whether it has a sequence less or not
+        n_batches = -(-most // BATCH_SIZE)
         parts = gathered(observe(self.trainer.model, token, self.probes, n_batches=n_batches))
         if len(parts) < 2:
             return parts[0] if parts else {}

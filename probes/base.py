@@ -13,6 +13,8 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+BATCH_SIZE = 16  # sequences of a forward pass: few enough for their logits to reuse memory
+
 
 @runtime_checkable
 class Probe(Protocol):
@@ -37,7 +39,7 @@ def observe(
     tokens: Int[Tensor, "sequence pos"],
     probes: Sequence[Probe],
     *,
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
     n_batches: int | None = None,
 ) -> dict[str, xr.Dataset]:
     """Run the model once over the probe set and return what each probe saw, by group.

@@ -30,10 +30,9 @@ from rich.table import Table
 from models.config import ModelConfig, RunConfig, quick, reference_moe_switch
 from models.training import probes_of
 from models.transformer import Transformer
-from probes.base import observe
+from probes.base import BATCH_SIZE, observe
 from store.run import Run
 
-BATCH = 16
 PROMISED = 1.15
 
 
@@ -64,7 +63,7 @@ def measured(setting: Setting, folder: Path, rounds: int) -> dict[str, list[tupl
     text = torch.randint(0, cfg.d_vocab, (setting.n_sequences, cfg.n_ctx + 1))
     token, target = text[:, :-1], text[:, 1:]
     probes = probes_of(quick(), RunConfig("switch", 0, cfg), target)
-    seen = observe(model, token, probes, batch_size=BATCH)
+    seen = observe(model, token, probes)
     run = Run.create(
         folder / "run.zarr", xr.Dataset({"token": (("sequence", "pos"), token.int().numpy())}),
         seen, steps=np.arange(rounds + 1), training_steps=rounds, attrs={}, coordinates={},
@@ -72,11 +71,11 @@ def measured(setting: Setting, folder: Path, rounds: int) -> dict[str, list[tupl
 
     def bare() -> None:
         with torch.no_grad():
-            for batch in token.split(BATCH):
+            for batch in token.split(BATCH_SIZE):
                 model(batch)
 
     def watched() -> None:
-        seen.update(observe(model, token, probes, batch_size=BATCH))
+        seen.update(observe(model, token, probes))
 
     def write(step: int) -> None:
         run.write(step, seen)
