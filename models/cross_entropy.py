@@ -17,6 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.precision import product_dtype
+
 LOGITS_AT_ONCE = 2**20  # 4 MB of float32, about what a core has of the cache
 
 
@@ -30,9 +32,8 @@ def linear_cross_entropy(
 
     Products are in autocast's type where it is enabled; it can be differentiated once.
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    with torch.autocast(device, enabled=False):
+    dtype = product_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
         return _MeanLoss.apply(x.to(dtype), weight.to(dtype), bias.to(dtype), target)
 
 

@@ -30,6 +30,7 @@ from transformer_lens.hook_points import HookPoint
 
 from models.config import ModelConfig
 from models.distributed import mean_over_ranks, n_ranks, own_rows, sum_before
+from models.precision import product_dtype
 
 UNGATED_INIT_SCALE = 0.0625
 ROUTER_NOISE = 0.01
@@ -106,7 +107,7 @@ class Experts(nn.Module):
         self, x: Float[Tensor, "M D"], expert: Int[Tensor, "M"], counts: Int[Tensor, "E"]
     ) -> Float[Tensor, "M D"]:
         """Apply expert `expert[m]` to row m; rows are sorted by expert, `counts` rows for each."""
-        dtype = _product_dtype(x)
+        dtype = product_dtype(x)
         x, member = x.to(dtype), F.one_hot(expert, len(counts)).to(dtype)
         if x.device.type != "cpu" or dtype == torch.float32:
             return self._grouped(x, member, counts)
@@ -182,7 +183,7 @@ class MoE(nn.Module):
         if self.training and self.cfg.capacity_factor is not None:
             weight = weight * self._within_capacity(expert, counts)[back].view_as(weight)
         if K == 1:  # half the bytes to move; of several slots the gradients are added in float32
-            x = x.to(_product_dtype(x))
+            x = x.to(product_dtype(x))
         out = self.experts(x.index_select(0, order // K), expert, counts).index_select(0, back)
         out = out.view(*index.shape, -1).float() * weight[:, :, None]
         return out.squeeze(1) if K == 1 else out.sum(1)
@@ -209,9 +210,3 @@ def _truncated_normal_(weight: Tensor, *, fan_in: int) -> None:
     """Switch initialization: sd sqrt(0.1 / fan_in), nothing beyond two of them."""
     sd = math.sqrt(0.1 / fan_in)
     nn.init.trunc_normal_(weight, std=sd, a=-2 * sd, b=2 * sd)
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """Of products with `x`: autocast's where it is enabled."""
-    enabled = torch.is_autocast_enabled(x.device.type)
-    return torch.get_autocast_dtype(x.device.type) if enabled else x.dtype

@@ -29,12 +29,12 @@ def test_work_is_done_in_order_and_by_the_end_of_the_block():
 
 
 def test_one_piece_is_under_way_at_a_time():
-    go, begun = threading.Event(), []
-    pieces = [lambda i=i: (begun.append(i), go.wait(SOON)) for i in range(3)]
-    handed_in = threading.Event()
+    go, one_begun, handed_in, begun = *(threading.Event() for _ in range(3)), []
+    pieces = [lambda i=i: (begun.append(i), one_begun.set(), go.wait(SOON)) for i in range(3)]
     other = threading.Thread(target=in_turn, args=pieces, kwargs={"then": handed_in.set})
     other.start()
-    other.join(0.2)
+    assert one_begun.wait(SOON)
+    other.join(0.2)  # time for another, if it did not wait
     assert begun == [0]
     assert not handed_in.is_set()
     go.set()
