@@ -35,7 +35,7 @@ from models.precision import product_dtype
 UNGATED_INIT_SCALE = 0.0625
 ROUTER_NOISE = 0.01
 # A CPU compiles its bfloat16 products anew for each number of rows, for longer than it multiplies;
-# experts get multiples of this, with rows of zeros, so that few numbers occur.
+# experts get multiples of this, so that few numbers occur.
 ROWS = 64
 
 
@@ -108,26 +108,14 @@ class Experts(nn.Module):
     ) -> Float[Tensor, "M D"]:
         """Apply expert `expert[m]` to row m; rows are sorted by expert, `counts` rows for each."""
         dtype = product_dtype(x)
+        # products with a one-hot matrix gather biases, and sum their gradients
         x, member = x.to(dtype), F.one_hot(expert, len(counts)).to(dtype)
-        if x.device.type != "cpu" or dtype == torch.float32:
-            return self._grouped(x, member, counts)
-        room = (counts + ROWS - 1) // ROWS * ROWS
-        shift = (room - counts).cumsum(0) - (room - counts)
-        place = torch.arange(len(x)) + shift[expert]
-        x, member = (y.new_zeros(int(room.sum()), y.shape[1]).index_copy(0, place, y)
-                     for y in (x, member))  # fmt: skip
-        return self._grouped(x, member, room).index_select(0, place)
-
-    def _grouped(
-        self, x: Float[Tensor, "M D"], member: Float[Tensor, "M E"], counts: Int[Tensor, "E"]
-    ) -> Float[Tensor, "M D"]:
-        """The same; `member` is one-hot: its products gather biases, and sum their gradients."""
         ends = counts.cumsum(0).to(torch.int32)
         # in place: what is added needs no array of its own, neither here nor for the gradient
-        hidden = F.grouped_mm(x, self.w_in.to(x.dtype), offs=ends)
-        hidden = hidden.addmm_(member, self.b_in.to(x.dtype)).relu_()
-        out = F.grouped_mm(hidden, self.w_out.to(x.dtype), offs=ends)
-        return out.addmm_(member, self.b_out.to(x.dtype))
+        hidden = F.grouped_mm(x, self.w_in.to(dtype), offs=ends)
+        hidden = hidden.addmm_(member, self.b_in.to(dtype)).relu_()
+        out = F.grouped_mm(hidden, self.w_out.to(dtype), offs=ends)
+        return out.addmm_(member, self.b_out.to(dtype))
 
 
 class MoE(nn.Module):
@@ -177,14 +165,16 @@ class MoE(nn.Module):
         """Sum of the chosen experts' outputs, each times its weight."""
         K = index.shape[1]
         order = index.flatten().argsort(stable=True)  # slots by expert, then by token
-        back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=x.device))
-        expert = index.flatten()[order]
+        row = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=x.device))
+        expert, token = index.flatten()[order], order // K  # of each row
         weight = weight.gather(1, index)
         if self.training and self.cfg.capacity_factor is not None:
-            weight = weight * self._within_capacity(expert, counts)[back].view_as(weight)
+            weight = weight * self._within_capacity(expert, counts)[row].view_as(weight)
         if K == 1:  # half the bytes to move; of several slots the gradients are added in float32
             x = x.to(product_dtype(x))
-        out = self.experts(x.index_select(0, order // K), expert, counts).index_select(0, back)
+        if x.device.type == "cpu" and product_dtype(x) != torch.float32:
+            row, token, expert, counts = _filled_up(row, token, expert, counts)
+        out = self.experts(x.index_select(0, token), expert, counts).index_select(0, row)
         out = out.view(*index.shape, -1).float() * weight[:, :, None]
         return out.squeeze(1) if K == 1 else out.sum(1)
 
@@ -198,6 +188,25 @@ class MoE(nn.Module):
         before = sum_before(counts) - (counts.cumsum(0) - counts)
         place = torch.arange(len(expert), device=expert.device) + before[expert]
         return (place < capacity).float()
+
+
+def _filled_up(
+    row: Int[Tensor, "M"],
+    token: Int[Tensor, "M"],
+    expert: Int[Tensor, "M"],
+    counts: Int[Tensor, "E"],
+) -> tuple[Int[Tensor, "M"], Int[Tensor, "R"], Int[Tensor, "R"], Int[Tensor, "E"]]:
+    """Row of each slot, token and expert of each row, rows of each expert: multiples of `ROWS`.
+
+    A row that fills up holds any token; no slot reads it.
+    """
+    room = (counts + ROWS - 1) // ROWS * ROWS
+    shift = (room - counts).cumsum(0) - (room - counts)
+    place = torch.arange(len(row)) + shift[expert]
+    token, expert = (
+        of_row.new_zeros(int(room.sum())).index_copy(0, place, of_row) for of_row in (token, expert)
+    )
+    return place[row], token, expert, room
 
 
 def _noise_like(x: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from models.claims import claimed
 from models.config import RunConfig, StudyConfig, as_json
 from models.data import PreparedData, TokenStream, prepare
 from models.distributed import from_first, gathered, n_ranks, own_rows, rank
+from models.memory import keep_freed_memory
 from models.optimization import Trainer
 from models.probe_set import ProbeSet
 from models.transformer import n_active_parameters, n_parameters
@@ -115,6 +116,7 @@ def train_run(job: Job, progress: Callable[[int, float], None]) -> float | None:
     cfg = job.study.train
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
+    keep_freed_memory()
     to_claim = rank() == 0 and not job.finished
     with claimed(job.claim_path) if to_claim else nullcontext(True) as held:
         if not from_first(held):

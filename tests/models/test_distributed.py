@@ -1,6 +1,7 @@
 """Two ranks compute what one process does, and a run goes on whatever the number of its ranks."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from models.config import ModelConfig, RunConfig, TrainConfig
+from models.config import ModelConfig, Precision, RunConfig, TrainConfig
 from models.data import TokenStream
 from models.distributed import (
     from_first,
@@ -57,12 +58,18 @@ def on_ranks(n, work):
 """
 ONE_STEP = """
 def work(rank):
+    import functools
     import test_distributed as t
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")  # traced, run as it is
     from models.distributed import joined_ranks
     torch.set_num_threads(1)
     with joined_ranks(torch.device("cpu")):
         found = {name: t.one_step(name) for name in t.MODELS} | {"exchanged": t.exchanged()}
         found |= {("sharded", name): t.one_step(name, sharded=True) for name in t.MODELS}
+        for name, sharded in t.COMPILED:
+            found["compiled", name, sharded] = t.one_step(
+                name, sharded=sharded, compiled=True, precision="bfloat16"
+            )
         try:
             training._require_shares(5, 12)
         except ValueError as error:
@@ -94,13 +101,20 @@ MODELS = {
 }
 
 
-def one_step(name: str, *, sharded: bool = False) -> dict[str, dict]:
+# a hash router draws no noise, which a compiled model would draw otherwise
+COMPILED = list(itertools.product(["dense", "hash"], [False, True]))
+
+
+def one_step(
+    name: str, *, sharded: bool = False, compiled: bool = False, precision: Precision = "float32"
+) -> dict[str, dict]:
     """Gradients and recorded values of the first step, and how much of them this rank holds."""
     tokens = np.random.default_rng(0).integers(0, 300, 4000).astype(np.uint16)
     stream = TokenStream(tokens, n_ctx=8, batch_size=4, order_seed=0, max_epochs=1)
-    cfg = TrainConfig(n_steps=20, batch_size=4, balance_weight=1.0, precision="float32")
+    cfg = TrainConfig(n_steps=20, batch_size=4, balance_weight=1.0, precision=precision)
     run = RunConfig(name, 0, MODELS[name])
-    trainer = Trainer(run, cfg, stream, device=torch.device("cpu"), sharded=sharded)
+    how = {"device": torch.device("cpu"), "sharded": sharded, "compiled": compiled}
+    trainer = Trainer(run, cfg, stream, **how)
     row = trainer.advance()
     held = [of["exp_avg"] for of in trainer.optimizer.state.values()]
     held += [p.grad for p in trainer.model.parameters()]
@@ -152,6 +166,16 @@ def test_a_step_of_two_ranks_has_the_gradients_of_one_process(name, sharded, two
             )
         for column, value in alone["row"].items():
             assert found["row"][column] == pytest.approx(float(value), rel=1e-5), column
+
+
+@pytest.mark.parametrize(("name", "sharded"), COMPILED)
+def test_a_compiled_step_of_two_ranks_has_them_too(name, sharded, two_ranks):
+    alone = one_step(name, precision="bfloat16")["gradients"]
+    for rank in two_ranks:
+        found = rank["compiled", name, sharded]["gradients"]
+        for parameter, gradient in alone.items():
+            error = (found[parameter] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+            assert error < 0.03, parameter
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -4,9 +4,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from models.config import ModelConfig
-from models.moe import ROWS, MoE, Router
+from models.moe import ROWS, MoE, Router, _filled_up
 
 CFG = ModelConfig(
     d_model=16, n_layers=2, n_heads=2, n_ctx=8, d_vocab=300,
@@ -55,26 +56,45 @@ def test_grouped_products_equal_a_plain_loop_in_value_and_gradient(router, top_k
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("counts", [[5, 0, 130, 1], [64, 128, 0, 64]])
-def test_products_in_bfloat16_have_few_numbers_of_rows_and_the_same_values(counts, monkeypatch):
-    experts, rows = moe_of("ungated").experts, []
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_products_in_bfloat16_have_few_numbers_of_rows_and_the_same_values(top_k, monkeypatch):
+    moe, numbers = moe_of("ungated", top_k).eval(), []
     grouped = F.grouped_mm
     monkeypatch.setattr(
-        F, "grouped_mm", lambda x, w, *, offs: rows.extend(offs) or grouped(x, w, offs=offs)
+        F, "grouped_mm", lambda x, w, *, offs: numbers.extend(offs) or grouped(x, w, offs=offs)
     )
-    x, grad = torch.randn(2, sum(counts), 16)
+    x, grad = torch.randn(2, 2, 75, 16)
     x.requires_grad_()
+    token = torch.randint(0, 300, (2, 75))
+    wanted = [x, *moe.experts.parameters()]
+
+    def output_and_gradients() -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = moe(x, token)
+        return [out, *torch.autograd.grad(out, wanted, grad)]
+
+    found = output_and_gradients()
+    assert numbers
+    assert not any(n % ROWS for n in numbers)
+    monkeypatch.setattr("models.moe.ROWS", 1)
+    for filled_up, exact in zip(found, output_and_gradients(), strict=True):
+        assert (filled_up - exact).norm() < 0.005 * exact.norm()
+    assert any(n % ROWS for n in numbers)
+
+
+@pytest.mark.parametrize("counts", [[5, 0, 130, 1], [64, 128, 0, 64]])
+def test_rows_that_fill_up_are_read_by_no_slot(counts):
     expert = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))
-    with torch.autocast("cpu", torch.bfloat16):
-        out = experts(x, expert, torch.tensor(counts))
-    assert rows
-    assert not any(n % ROWS for n in rows)
-    member = F.one_hot(expert, 4).bfloat16()
-    plain = experts._grouped(x.bfloat16(), member, torch.tensor(counts))
-    wanted = [x, *experts.parameters()]
-    found = (torch.autograd.grad(y, wanted, grad.to(y)) for y in (out, plain))
-    for padded, exact in zip((out, *next(found)), (plain, *next(found)), strict=True):
-        assert (padded - exact).norm() < 0.005 * exact.norm()
+    n = len(expert)
+    slot = torch.randperm(n)
+    row, token, of_row, room = _filled_up(slot, torch.arange(n), expert, torch.tensor(counts))
+    assert room.tolist() == [-(-count // ROWS) * ROWS for count in counts]
+    assert len(of_row) == len(token) == room.sum()
+    assert torch.equal(token[row], slot)
+    assert torch.equal(of_row[row], expert[slot])
+    starts = room.cumsum(0) - room
+    assert bool((row >= starts[of_row[row]]).all())
+    assert bool((row < (starts + room)[of_row[row]]).all())
 
 
 def test_the_language_model_loss_reaches_a_switch_router_and_no_ungated_one():

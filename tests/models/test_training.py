@@ -1,6 +1,7 @@
 """A run killed at any moment comes out the same; bad input and a full disk lose nothing."""
 
 import os
+import platform
 import resource
 import shutil
 import signal
@@ -378,3 +379,29 @@ def test_a_diverging_run_stops_and_says_so(text, tmp_path, capsys):
     settings = ["--set", "train.learning_rate=1e30", "--run", "dense-seed0"]
     assert main(command(text, tmp_path, *settings)) == 2
     assert "lower train.learning_rate" in capsys.readouterr().err
+
+
+PAGES_ASKED_FOR = """
+import resource, sys, torch
+from models.train import main
+def asked_for():
+    torch.ones(2**24), torch.ones(2**24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = asked_for()
+assert main(sys.argv[1:]) == 0
+print(before, asked_for())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is another")
+def test_a_process_that_trains_keeps_the_memory_it_frees(text, tmp_path):
+    arguments = command(text, tmp_path, "--run", "dense-seed0")
+    done = subprocess.run(
+        [sys.executable, "-c", PAGES_ASKED_FOR, *arguments],
+        check=True, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    before, after = map(int, done.stdout.split()[-2:])
+    assert after < before / 10
