@@ -1,6 +1,6 @@
 """How time and memory of analyses grow with tokens, steps and runs, up to a hundred times.
 
-    python tests/benchmarks/growth.py [FOLDER] [--figures DIR]
+    python tests/benchmarks/growth.py [FOLDER] [--analyses NAME ...] [--figure FILE]
 
 Writes synthetic studies with the real store into FOLDER (default: a temporary folder, removed
 again): one of 4 runs x 5 steps x 10,000 tokens, and larger ones in one direction each. Each command
@@ -15,8 +15,8 @@ ratio of the last two sizes, 2 for tokens and steps and 1.4 for runs:
     memory   at the largest size, over that of the last but one times the ratio of their sizes
 
 The second allows for a start that is hidden under the peak of something else, such as drawing.
-Prints each command as it ends, and a table, draws it into DIR, and exits with 1 if one of them is
-above 1.2, or if a command needs 4 GB or more.
+Prints each command as it ends, and a table, draws it, and exits with 1 if one of them is above 1.2,
+or if a command needs 4 GB or more.
 """
 
 import os
@@ -53,6 +53,11 @@ COMPARES_PAIRS = {
     "expert_specialization": False,
     "routing_entropy": False,
     "router_saturation": False,
+    "ensemble_gain": True,
+    "significance": True,
+    "expert_matching": True,
+    "expert_paths": False,
+    "routing_locality": False,
 }
 TOLERANCE = 1.2
 SHORT = 45  # processor seconds
@@ -134,8 +139,8 @@ def write_study(folder: Path, *, tokens: int, steps: int, runs: int) -> None:
             run.commit(step)
 
 
-def grown(folder: Path, console: Console) -> list[Grown]:
-    """Every analysis in every direction."""
+def grown(folder: Path, analyses: list[str], console: Console) -> list[Grown]:
+    """Each analysis in every direction."""
     found = []
     for direction, larger in GROWN.items():
         sizes = [BASE[direction], *larger]
@@ -145,12 +150,12 @@ def grown(folder: Path, console: Console) -> list[Grown]:
                 # by another process: the peak of a command is never below what this one holds
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as writer:
                     writer.submit(write_study, study, **{**BASE, direction: size}).result()
-        for analysis in COMPARES_PAIRS:
+        for analysis in analyses:
             one = Grown(analysis, direction, sizes, in_turn(analysis, studies, folder / "reports"))
             seconds = ", ".join(f"{value:.1f}" for value in one.seconds)
             console.print(f"{analysis}, {direction}: {seconds} s")
             found.append(one)
-    return sorted(found, key=lambda one: list(COMPARES_PAIRS).index(one.analysis))
+    return sorted(found, key=lambda one: analyses.index(one.analysis))
 
 
 def in_turn(analysis: str, studies: list[Path], reports: Path) -> list[Measured]:
@@ -186,7 +191,7 @@ def table(found: list[Grown]) -> Table:
     return shown
 
 
-def draw(found: list[Grown], folder: Path) -> None:
+def draw(found: list[Grown], file: Path) -> None:
     """Time and memory over the growth of the study, both logarithmic, a panel a direction."""
     from analyses.reporting import figures
 
@@ -194,11 +199,11 @@ def draw(found: list[Grown], folder: Path) -> None:
         figure = figures.new_figure(width=9, height=5)
         axes = figure.subplots(2, len(GROWN), sharex="col", sharey="row")
         for column, direction in enumerate(GROWN):
-            for i, analysis in enumerate(COMPARES_PAIRS):
-                one = next(f for f in found if (f.analysis, f.direction) == (analysis, direction))
+            along = [one for one in found if one.direction == direction]
+            for one, color in zip(along, COLORS, strict=False):
                 memory = [m.peak / 1e9 for m in one.measured]
                 for ax, values in zip(axes[:, column], (one.seconds, memory), strict=True):
-                    ax.loglog(one.size, values, "o-", color=COLORS[i], ms=4, label=analysis)
+                    ax.loglog(one.size, values, "o-", color=color, ms=4, label=one.analysis)
             ends = np.array([BASE[direction], GROWN[direction][-1]])
             axes[0, column].loglog(
                 ends, 5 * ends / ends[0], "--", color=figures.NULL, label="proportional"
@@ -216,23 +221,22 @@ def draw(found: list[Grown], folder: Path) -> None:
             ax.set_yticks([], minor=True)
             ax.set_ylabel(label)
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix in ("svg", "png"):
-            picture = figures.rendered(figure, suffix=suffix)
-            (folder / f"growth.{suffix}").write_bytes(picture)
+        file.write_bytes(figures.rendered(figure, suffix=file.suffix[1:]))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, help="keep the studies and reports there")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the table there")
+    parser.add_argument("--analyses", nargs="+", choices=COMPARES_PAIRS, metavar="NAME",
+                        default=list(COMPARES_PAIRS), help="measure these alone")  # fmt: skip
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw up to six of them there")
     args = parser.parse_args()
     console = Console(width=150)
     with kept_or_temporary(args.folder, "growth") as folder:
-        found = grown(folder, console)
+        found = grown(folder, args.analyses, console)
     console.print(table(found))
-    if args.figures:
-        draw(found, args.figures)
+    if args.figure:
+        draw(found, args.figure)
     broken = [
         one
         for one in found
