@@ -31,7 +31,7 @@ docs: $(VENV)/installed-docs
 	@rm -rf docs/reference/api  # a page for each module there is, and no other
 	$(BIN)/sphinx-build -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
 
-BENCHMARKS := training watching side_by_side store_rates resampling similarity
+BENCHMARKS := training step_profile watching side_by_side store_rates resampling similarity
 
 bench: $(VENV)/installed-dev  # those of minutes; all run, whether one misses its aim or not
 	@missed=0; for name in $(BENCHMARKS); do \

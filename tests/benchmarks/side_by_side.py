@@ -13,22 +13,20 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
-import dataclasses
 import multiprocessing
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, wait
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from sizes import trainer_of
 
 from models.config import quick
-from models.data import TokenStream
-from models.optimization import Trainer, training_precision
+from models.memory import keep_freed_memory
+from models.optimization import Trainer
 
-CPU = torch.device("cpu")
 trainer: Trainer
 
 
@@ -36,15 +34,10 @@ def begin(arm: str, n_threads: int) -> None:
     """Make the run that this process trains, and let it take its first steps."""
     global trainer
     torch.set_num_threads(n_threads)
+    keep_freed_memory()
     study = quick()
-    cfg = dataclasses.replace(study.train, precision=training_precision(CPU))
     run = next(run for run in study.runs if run.arm == arm)
-    n_tokens = 40 * cfg.batch_size * (study.data.n_ctx + 1)
-    tokens = np.random.default_rng(0).integers(0, run.model.d_vocab, n_tokens).astype(np.uint16)
-    stream = TokenStream(
-        tokens, n_ctx=study.data.n_ctx, batch_size=cfg.batch_size, order_seed=0, max_epochs=10**6
-    )
-    trainer = Trainer(run, cfg, stream, device=CPU)
+    trainer = trainer_of(run, batch_size=study.train.batch_size)
     advance(3)
 
 

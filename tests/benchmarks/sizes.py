@@ -1,8 +1,13 @@
-"""Sizes at which training is measured."""
+"""Sizes at which training is measured, and training on tokens drawn at random."""
 
 import dataclasses
 
-from models.config import ModelConfig, quick, reference
+import numpy as np
+import torch
+
+from models.config import ModelConfig, RunConfig, quick, reference
+from models.data import TokenStream
+from models.optimization import Trainer, training_precision
 
 
 def sizes(name: str) -> tuple[ModelConfig, ModelConfig, int]:
@@ -15,3 +20,15 @@ def sizes(name: str) -> tuple[ModelConfig, ModelConfig, int]:
         dense, d_model=792, router="switch", moe_layers=(1,), n_experts=8, top_k=1
     )
     return dense, moe, reference().train.batch_size
+
+
+def trainer_of(run: RunConfig, *, batch_size: int) -> Trainer:
+    """A run as the study `quick` trains it, on a CPU, in the precision that it takes there."""
+    cpu, n_ctx = torch.device("cpu"), run.model.n_ctx
+    cfg = dataclasses.replace(
+        quick().train, batch_size=batch_size, precision=training_precision(cpu)
+    )
+    n_tokens = 40 * batch_size * (n_ctx + 1)
+    tokens = np.random.default_rng(0).integers(0, run.model.d_vocab, n_tokens).astype(np.uint16)
+    stream = TokenStream(tokens, n_ctx=n_ctx, batch_size=batch_size, order_seed=0, max_epochs=10**6)
+    return Trainer(run, cfg, stream, device=cpu)

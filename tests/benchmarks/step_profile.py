@@ -14,7 +14,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import re
 import statistics
@@ -26,15 +25,12 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from sizes import sizes
+from sizes import sizes, trainer_of
 from torch.profiler import ProfilerActivity, profile
 
-from models.config import RunConfig, quick
-from models.data import TokenStream
-from models.optimization import Trainer, training_precision
+from models.config import RunConfig
 
 HERE = Path(__file__).resolve().parents[2]
-CPU = torch.device("cpu")
 WARM_UP = 6
 KINDS = {  # the first that matches the name of an operation
     "products": r"mm|bmm|addmm_?|baddbmm_?|_grouped_mm|addmv_?",
@@ -61,16 +57,8 @@ def serve(size: str, arm: str) -> None:
 
         keep_freed_memory()
     dense, moe, batch = sizes(size)
-    model = dense if arm == "dense" else moe
-    cfg = dataclasses.replace(
-        quick().train, batch_size=batch, precision=training_precision(CPU), n_steps=10**4
-    )
-    n_tokens = 40 * batch * (model.n_ctx + 1)
-    tokens = np.random.default_rng(0).integers(0, model.d_vocab, n_tokens).astype(np.uint16)
-    stream = TokenStream(
-        tokens, n_ctx=model.n_ctx, batch_size=batch, order_seed=0, max_epochs=10**6
-    )
-    trainer = Trainer(RunConfig(arm, 0, model), cfg, stream, device=CPU)
+    run = RunConfig(arm, 0, dense if arm == "dense" else moe)
+    trainer = trainer_of(run, batch_size=batch)
     for _ in range(WARM_UP):
         trainer.advance()
     for _ in sys.stdin:
@@ -85,25 +73,23 @@ def serve(size: str, arm: str) -> None:
 Profiles = dict[str, dict[str, float]]  # of a model and checkout: seconds of each kind
 
 
-def measured(size: str, checkouts: dict[str, Path], rounds: int) -> Profiles:
-    """Medians over rounds, in each of which every model of every checkout takes a step."""
-    processes = {}
-    for arm in ("dense", "switch"):
-        for name, folder in checkouts.items():
-            environment = os.environ | {"PYTHONPATH": str(folder)}
-            command = [sys.executable, __file__, "--serve", size, arm]
-            processes[f"{arm}, {name}"] = subprocess.Popen(
-                command, env=environment, text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+def measured(size: str, arm: str, checkouts: dict[str, Path], rounds: int) -> Profiles:
+    """Medians over rounds, in each of which the model of every checkout takes a step."""
+    processes = {
+        f"{arm}, {name}": subprocess.Popen(
+            [sys.executable, __file__, "--serve", size, arm],
+            env=os.environ | {"PYTHONPATH": str(folder)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )
+        for name, folder in checkouts.items()
+    }  # fmt: skip
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
     for _ in range(rounds):
         for name, process in processes.items():
             print(file=process.stdin, flush=True)
             taken[name].append(json.loads(process.stdout.readline()))
     for process in processes.values():
-        process.stdin.close()
-        process.wait()
+        process.communicate()
     return {
         name: {kind: statistics.median(step[kind] for step in steps) for kind in KINDS}
         for name, steps in taken.items()
@@ -152,9 +138,11 @@ def main() -> None:
     if args.serve:
         return serve(*args.serve)
     checkouts = ({"before": args.before.resolve()} if args.before else {}) | {"now": HERE}
-    found = {}
+    found: dict[str, Profiles] = {}
     for size in ("quick", "wide"):
-        found[size] = measured(size, checkouts, args.rounds)
+        found[size] = {}
+        for arm in ("dense", "switch"):
+            found[size] |= measured(size, arm, checkouts, args.rounds)
         Console(width=140).print(table(size, found[size]))
     if args.figure:
         draw(found, args.figure)
