@@ -1,7 +1,7 @@
 """Training speed beside a nanoGPT-style GPT and `transformers`, a step of each in turn.
 
     python tests/benchmarks/training.py [--size quick|wide] [--precision float32|bfloat16]
-                                        [--threads 1] [--rounds 10] [--warm-up 6] [--same-memory]
+                                        [--threads 1] [--rounds 10] [--warm-up 12] [--same-memory]
 
 All models of a table have the same width, depth, context, batch, vocabulary and precision (without
 `--precision`, the one that training takes here by default; bfloat16 is autocast's), and active
@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=1, help="of one run, as the presets have it")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--warm-up", type=int, default=6, help="rounds before those that count")
+    parser.add_argument("--warm-up", type=int, default=12, help="rounds before those that count")
     parser.add_argument(
         "--same-memory", action="store_true", help="let peers keep freed memory as ours do"
     )
