@@ -170,9 +170,10 @@ class MoE(nn.Module):
         weight = weight.gather(1, index)
         if self.training and self.cfg.capacity_factor is not None:
             weight = weight * self._within_capacity(expert, counts)[row].view_as(weight)
+        dtype = product_dtype(x)
         if K == 1:  # half the bytes to move; of several slots the gradients are added in float32
-            x = x.to(product_dtype(x))
-        if x.device.type == "cpu" and product_dtype(x) != torch.float32:
+            x = x.to(dtype)
+        if x.device.type == "cpu" and dtype != torch.float32:
             row, token, expert, counts = _filled_up(row, token, expert, counts)
         out = self.experts(x.index_select(0, token), expert, counts).index_select(0, row)
         out = out.view(*index.shape, -1).float() * weight[:, :, None]

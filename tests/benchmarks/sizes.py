@@ -1,11 +1,20 @@
-"""Sizes at which training is measured, and training on tokens drawn at random."""
+"""What benchmarks of training share: sizes, tokens drawn at random to train on, a clock."""
 
 import dataclasses
+import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from models.config import ModelConfig, RunConfig, quick, reference
+from models.config import (
+    ModelConfig,
+    RunConfig,
+    quick,
+    reference,
+    reference_dense,
+    reference_moe_switch,
+)
 from models.data import TokenStream
 from models.optimization import Trainer, training_precision
 
@@ -15,10 +24,8 @@ def sizes(name: str) -> tuple[ModelConfig, ModelConfig, int]:
     if name == "quick":
         by_arm = {run.arm: run.model for run in quick().runs}
         return by_arm["dense"], by_arm["switch"], quick().train.batch_size
-    dense = ModelConfig(d_model=1100, n_layers=2, n_heads=11, n_ctx=840, d_vocab=2048)
-    moe = dataclasses.replace(
-        dense, d_model=792, router="switch", moe_layers=(1,), n_experts=8, top_k=1
-    )
+    dense = dataclasses.replace(reference_dense(), n_layers=2)
+    moe = dataclasses.replace(reference_moe_switch(), n_layers=2, moe_layers=(1,))
     return dense, moe, reference().train.batch_size
 
 
@@ -32,3 +39,10 @@ def trainer_of(run: RunConfig, *, batch_size: int) -> Trainer:
     tokens = np.random.default_rng(0).integers(0, run.model.d_vocab, n_tokens).astype(np.uint16)
     stream = TokenStream(tokens, n_ctx=n_ctx, batch_size=batch_size, order_seed=0, max_epochs=10**6)
     return Trainer(run, cfg, stream, device=cpu)
+
+
+def seconds(do: Callable[[], object]) -> tuple[float, float]:
+    """By the clock, and of all processors."""
+    wall, processor = time.perf_counter(), time.process_time()
+    do()
+    return time.perf_counter() - wall, time.process_time() - processor

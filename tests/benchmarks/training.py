@@ -27,7 +27,6 @@ import dataclasses
 import functools
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ import transformers
 from peers import PlainGPT, gpt2, mixture
 from rich.console import Console
 from rich.table import Table
-from sizes import sizes
+from sizes import seconds, sizes
 from torch import Tensor, nn
 
 from models.config import ModelConfig, Precision
@@ -120,9 +119,7 @@ def take_step(seed: int) -> tuple[float, float]:
     cfg, generator = training.cfg, torch.Generator().manual_seed(seed)
     shape = (training.setting.batch, cfg.n_ctx + 1)
     tokens = torch.randint(0, cfg.d_vocab, shape, generator=generator)
-    start, start_processor = time.perf_counter(), time.process_time()
-    training.step(tokens)
-    return time.perf_counter() - start, time.process_time() - start_processor
+    return seconds(lambda: training.step(tokens))
 
 
 @dataclass
@@ -152,13 +149,11 @@ def compared(
     best = 0.0  # FLOP/s of a product
     for round_ in range(setting.warm_up + setting.rounds):
         for one in found.values():
-            seconds, processor_seconds = one.process.submit(take_step, round_).result()
+            wall, processor = one.process.submit(take_step, round_).result()
             if round_ >= setting.warm_up:
-                one.seconds.append(seconds)
-                one.processor_seconds.append(processor_seconds)
-        start = time.process_time()
-        a @ b
-        best = max(best, 2 * 1536**3 / (time.process_time() - start))
+                one.seconds.append(wall)
+                one.processor_seconds.append(processor)
+        best = max(best, 2 * 1536**3 / seconds(lambda: a @ b)[1])
     for one in found.values():
         one.process.shutdown()
     show(f"{setting.size}, {setting.precision}: {title}", found, setting.batch, best)

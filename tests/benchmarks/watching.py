@@ -15,11 +15,8 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
-import dataclasses
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,16 +25,9 @@ import torch
 import xarray as xr
 from rich.console import Console
 from rich.table import Table
-from sizes import trainer_of
+from sizes import seconds, sizes, trainer_of
 
-from models.config import (
-    ModelConfig,
-    RunConfig,
-    StudyConfig,
-    quick,
-    reference,
-    reference_moe_switch,
-)
+from models.config import ModelConfig, RunConfig, StudyConfig, quick, reference
 from models.memory import keep_freed_memory
 from models.training import probes_of
 from models.transformer import Transformer
@@ -56,17 +46,9 @@ class Setting(NamedTuple):
     n_sequences: int
 
 
-def settings() -> dict[str, Setting]:
-    small = next(run.model for run in quick().runs if run.arm == "switch")
-    wide = dataclasses.replace(reference_moe_switch(), n_layers=2, moe_layers=(1,))
-    return {"quick": Setting(quick(), small, 160), "wide": Setting(reference(), wide, 32)}
-
-
-def seconds(do: Callable[[], object]) -> tuple[float, float]:
-    """By the clock, and of all processors."""
-    wall, processor = time.perf_counter(), time.process_time()
-    do()
-    return time.perf_counter() - wall, time.process_time() - processor
+def setting_of(size: str) -> Setting:
+    _, moe, _ = sizes(size)
+    return Setting(quick(), moe, 160) if size == "quick" else Setting(reference(), moe, 32)
 
 
 def measured(setting: Setting, folder: Path, rounds: int) -> dict[str, list[tuple[float, float]]]:
@@ -118,13 +100,14 @@ def share_of_training(setting: Setting, taken: dict[str, list[tuple[float, float
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=settings(), default="quick")
+    parser.add_argument("--size", choices=("quick", "wide"), default="quick")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     torch.set_num_threads(1)  # as the presets train
     keep_freed_memory()
+    setting = setting_of(args.size)
     with tempfile.TemporaryDirectory() as folder:
-        taken = measured(settings()[args.size], Path(folder), args.rounds)
+        taken = measured(setting, Path(folder), args.rounds)
     table = Table(title=f"an observation, {args.size}, one thread, times the bare forward pass")
     for column in ("part", "clock", "processor", "seconds by the clock"):
         table.add_column(column, justify="left" if column == "part" else "right")
@@ -139,7 +122,7 @@ def main() -> int:
         median = statistics.median(wall for wall, _ in spent)
         table.add_row(part, *(f"{ratio:.2f}" for ratio in ratios[part]), f"{median:.3f}")
     Console().print(table)
-    share = share_of_training(settings()[args.size], taken)
+    share = share_of_training(setting, taken)
     print(f"under the reference schedule, watching takes {share:.1%} of training time")
     return int(ratios["watched"][0] > PROMISED or share > PROMISED_SHARE)
 
