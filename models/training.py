@@ -37,7 +37,7 @@ from models.optimization import Trainer
 from models.probe_set import ProbeSet
 from models.transformer import n_active_parameters, n_parameters
 from probes.activations import ActivationProbe
-from probes.base import BATCH_SIZE, Probe, observe, spread_positions
+from probes.base import Probe, n_passes, observe, spread_positions
 from probes.losses import LossProbe
 from probes.predictions import PredictionProbe
 from probes.routing import RoutingProbe
@@ -275,7 +275,7 @@ class Training:
         token = torch.from_numpy(self.data.probe_set.token[self._own]).long()
         most = -(-len(self.data.probe_set.token) // n_ranks())
         # as many on every rank, whether it has a sequence less or not
-        n_batches = -(-most // BATCH_SIZE)
+        n_batches = n_passes(most, token.shape[1])
         parts = gathered(observe(self.trainer.model, token, self.probes, n_batches=n_batches))
         if len(parts) < 2:
             return parts[0] if parts else {}

@@ -13,7 +13,8 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
-BATCH_SIZE = 16  # sequences of a forward pass: few enough for their logits to reuse memory
+# Of a forward pass: many, for what probes take each time, and few, for the memory of their logits.
+TOKENS_AT_ONCE = 2**13
 
 
 @runtime_checkable
@@ -39,7 +40,6 @@ def observe(
     tokens: Int[Tensor, "sequence pos"],
     probes: Sequence[Probe],
     *,
-    batch_size: int = BATCH_SIZE,
     n_batches: int | None = None,
 ) -> dict[str, xr.Dataset]:
     """Run the model once over the probe set and return what each probe saw, by group.
@@ -52,9 +52,8 @@ def observe(
     model : a `HookedRootModule` or a TransformerLens bridge.
     tokens : input token ids (sequence, pos), on any device.
     probes : instruments, one for each group.
-    batch_size : sequences of a forward pass, at most.
-    n_batches : number of forward passes, in place of `batch_size`: ranks that share a model must
-        all make as many.
+    n_batches : number of forward passes, `n_passes` if None. Ranks that share a model must all make
+        as many.
 
     An exception on the way leaves part of a pass in the probes: make new ones.
 
@@ -85,13 +84,18 @@ def observe(
             torch.autocast(device.type, enabled=False),
             model.hooks(fwd_hooks=hooks),
         ):
-            for batch in tokens.tensor_split(n_batches or -(-len(tokens) // batch_size)):
+            for batch in tokens.tensor_split(n_batches or n_passes(*tokens.shape)):
                 model(batch.to(device))
     finally:
         model.train(was_training)
     if device.type != "cpu":
         torch.accelerator.synchronize(device)  # what `to_host` began is there now
     return {probe.group: probe.collect() for probe in probes}
+
+
+def n_passes(n_sequences: int, n_pos: int) -> int:
+    """Forward passes over so many sequences: as few as take `TOKENS_AT_ONCE` tokens at most."""
+    return -(-n_sequences // max(1, TOKENS_AT_ONCE // n_pos))
 
 
 def to_host(tensor: Tensor) -> Tensor:

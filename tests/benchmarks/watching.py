@@ -31,7 +31,7 @@ from models.config import ModelConfig, RunConfig, StudyConfig, quick, reference
 from models.memory import keep_freed_memory
 from models.training import probes_of
 from models.transformer import Transformer
-from probes.base import BATCH_SIZE, observe
+from probes.base import n_passes, observe
 from store.run import Run
 
 PROMISED = 1.15
@@ -66,7 +66,7 @@ def measured(setting: Setting, folder: Path, rounds: int) -> dict[str, list[tupl
 
     def bare() -> None:
         with torch.no_grad():
-            for batch in token.split(BATCH_SIZE):
+            for batch in token.tensor_split(n_passes(*token.shape)):
                 model(batch)
 
     def watched() -> None:

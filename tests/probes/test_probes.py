@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models.transformer import Transformer
+from probes import base
 from probes.activations import ActivationProbe
 from probes.base import Probe, observe, spread_positions
 from probes.losses import LossProbe
@@ -56,7 +57,7 @@ def test_our_models_carry_the_hook_names_of_the_bridge(switch, olmoe):
 
 def test_recorded_loss_equals_an_independent_cross_entropy(model, d_vocab):
     token, target = text(d_vocab)
-    loss = observe(model, token, [LossProbe(target)], batch_size=3)["losses"]["loss"]
+    loss = observe(model, token, [LossProbe(target)], n_batches=3)["losses"]["loss"]
     with torch.no_grad():
         logits = model.eval()(token).double().numpy()
     highest = logits.max(-1, keepdims=True)
@@ -68,7 +69,7 @@ def test_recorded_loss_equals_an_independent_cross_entropy(model, d_vocab):
 
 def test_predictions_are_whole_distributions_that_give_the_loss_of_the_target(model, d_vocab):
     token, target = text(d_vocab)
-    seen = observe(model, token, all_probes(target), batch_size=3)
+    seen = observe(model, token, all_probes(target), n_batches=3)
     log_prob = seen["predictions"]["log_prob"]
     assert log_prob["pos"].values.tolist() == POSITIONS
     np.testing.assert_allclose(np.exp(log_prob.astype("float64")).sum("d_vocab"), 1, atol=2e-3)
@@ -88,21 +89,23 @@ def test_positions_are_spread_evenly_and_never_more_than_there_are():
 
 def test_batches_of_any_size_give_the_same_observation(model, d_vocab):
     token, target = text(d_vocab)
-    whole = observe(model, token, all_probes(target), batch_size=7)
-    parts = observe(model, token, all_probes(target), batch_size=2)
+    whole = observe(model, token, all_probes(target), n_batches=1)
+    parts = observe(model, token, all_probes(target), n_batches=4)
     for group in whole:
         for name, variable in whole[group].items():
             np.testing.assert_allclose(parts[group][name], variable, atol=2e-3, err_msg=name)
 
 
-def test_as_many_passes_are_made_as_asked_for(switch):
+def test_a_pass_takes_the_sequences_asked_for_or_those_of_so_many_tokens(switch, monkeypatch):
     token, target = text(300)
     sizes = []
     seen = switch.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
     observe(switch, token, [LossProbe(target)], n_batches=3)
-    observe(switch, token, [LossProbe(target)], batch_size=4)
+    for at_once in (4 * N_POS, 5 * N_POS - 1, N_POS - 1):
+        monkeypatch.setattr(base, "TOKENS_AT_ONCE", at_once)
+        observe(switch, token, [LossProbe(target)])
     seen.remove()
-    assert sizes == [3, 2, 2, 4, 3]
+    assert sizes == [3, 2, 2, 4, 3, 4, 3, *(1,) * 7]
 
 
 def test_routing_is_what_the_cache_holds(model, d_vocab):
@@ -122,7 +125,7 @@ def test_routing_is_what_the_cache_holds(model, d_vocab):
 
 def test_activations_are_those_at_the_chosen_positions(model, d_vocab):
     token, target = text(d_vocab)
-    seen = observe(model, token, all_probes(target), batch_size=2)["activations"]
+    seen = observe(model, token, all_probes(target), n_batches=4)["activations"]
     _, cache = model.eval().run_with_cache(token)
     assert seen["pos"].values.tolist() == POSITIONS
     for site in ("resid_mid", "mlp_out"):
