@@ -3,9 +3,10 @@
     python tests/benchmarks/growth.py [FOLDER] [--analyses NAME ...] [--figure FILE]
 
 Writes synthetic studies with the real store into FOLDER (default: a temporary folder, removed
-again): one of 4 runs x 5 steps x 10,000 tokens, and larger ones in one direction each. Each command
-runs whole, with page and figures, on the sizes of a direction in turn; where that takes less than
-45 s three times, and medians count.
+again): one of 4 runs x 5 steps x 10,000 tokens, and larger ones in one direction each. For analyses
+that ask for more, in detail: two experts a token, activations at a tenth of all tokens, predictions
+at one token a sequence. Each command runs whole, with page and figures, on the sizes of a direction
+in turn; where that takes less than 45 s three times, and medians count.
 
 Size is tokens, steps, and runs or, where all are compared with all, pairs. Two measures, neither of
 which divides by a small difference of times. For growth with the square of the size they go to the
@@ -33,7 +34,7 @@ from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
-from large_study import LIMIT, Measured, kept_or_temporary, measured, probe_set
+from large_study import D_VOCAB, LIMIT, N_POS, Measured, kept_or_temporary, measured, probe_set
 from rich.console import Console
 from rich.table import Table
 
@@ -58,7 +59,12 @@ COMPARES_PAIRS = {
     "expert_matching": True,
     "expert_paths": False,
     "routing_locality": False,
+    "expert_coactivation": False,
+    "distribution_divergence": True,
+    "linear_probe": False,
 }
+IN_DETAIL = {"expert_coactivation", "distribution_divergence", "linear_probe"}
+D_MODEL = 32
 TOLERANCE = 1.2
 SHORT = 45  # processor seconds
 COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -96,8 +102,9 @@ class Grown(NamedTuple):
         return last.peak / (before.peak * most / almost)
 
 
-def write_study(folder: Path, *, tokens: int, steps: int, runs: int) -> None:
+def write_study(folder: Path, *, tokens: int, steps: int, runs: int, in_detail: bool) -> None:
     """Dense and Switch runs in equal number; experts go by token id, more so later."""
+    top_k = 2 if in_detail else 1
     shown = probe_set(tokens, np.random.default_rng(0))
     shape = shown["token"].shape
     schedule = np.arange(steps)
@@ -107,24 +114,28 @@ def write_study(folder: Path, *, tokens: int, steps: int, runs: int) -> None:
         arm, rng = ("dense", "switch")[i % 2], np.random.default_rng([1, i])
         coordinates = {"arm": arm, "architecture": ("dense", "moe")[i % 2], "seed": i // 2}
         if arm == "switch":
-            coordinates |= {"router": "switch", "n_experts": N_EXPERTS, "experts_per_token": 1}
+            coordinates |= {"router": "switch", "n_experts": N_EXPERTS, "experts_per_token": top_k}
 
         def observed(step: int) -> dict[str, xr.Dataset]:
             noise = rng.standard_normal(shape, dtype="float32")  # noqa: B023
             loss = 4 - step / steps + shown["ngram_surprisal"].values[0] + noise / 2
             seen = {"losses": xr.Dataset({"loss": (("sequence", "pos"), loss)})}
-            return seen | ({"routing": routing(step)} if arm == "switch" else {})  # noqa: B023
+            if arm == "switch":  # noqa: B023
+                seen["routing"] = routing(step)
+            return seen | (details(shape[0], rng) if in_detail else {})  # noqa: B023
 
         def routing(step: int) -> xr.Dataset:
             size = (len(LAYERS), *shape)
             moved = rng.random(size) < 1 - step / (2 * steps)  # noqa: B023
-            index = np.where(moved, rng.integers(0, N_EXPERTS, size), by_id)  # noqa: B023
+            first = np.where(moved, rng.integers(0, N_EXPERTS, size), by_id)  # noqa: B023
+            index = (first[..., None] + np.arange(top_k)) % N_EXPERTS
             dims = ("layer", "sequence", "pos")
-            prob = 0.3 / N_EXPERTS + 0.7 * np.eye(N_EXPERTS)[index]
+            prob = 0.3 / N_EXPERTS + 0.7 * np.eye(N_EXPERTS)[first]
+            weight = np.take_along_axis(prob, index, axis=-1)
             return xr.Dataset(
                 {
-                    "expert_index": ((*dims, "top_k"), index[..., None].astype("int16")),
-                    "expert_weight": ((*dims, "top_k"), prob.max(-1, keepdims=True).astype("f2")),
+                    "expert_index": ((*dims, "top_k"), index.astype("int16")),
+                    "expert_weight": ((*dims, "top_k"), weight.astype("f2")),
                     "router_prob": ((*dims, "expert"), prob.astype("f2")),
                 },
                 {"layer": list(LAYERS), "expert": np.arange(N_EXPERTS)},
@@ -139,23 +150,49 @@ def write_study(folder: Path, *, tokens: int, steps: int, runs: int) -> None:
             run.commit(step)
 
 
+def details(n_sequences: int, rng: np.random.Generator) -> dict[str, xr.Dataset]:
+    """Activations of all layers with experts, and predictions: noise."""
+    activations, predictions = np.arange(0, N_POS, 10), np.array([N_POS // 2])
+    stream = rng.standard_normal((len(LAYERS), n_sequences, len(activations), D_MODEL))
+    logits = rng.standard_normal((n_sequences, len(predictions), D_VOCAB), dtype="float32")
+    log_prob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    dims = ("sequence", "pos")
+    return {
+        "activations": xr.Dataset(
+            {"resid_post": (("layer", *dims, "d_model"), stream.astype("f2"))},
+            {"layer": list(LAYERS), "pos": activations},
+        ),
+        "predictions": xr.Dataset(
+            {"log_prob": ((*dims, "d_vocab"), log_prob.astype("f2"))}, {"pos": predictions}
+        ),
+    }
+
+
 def grown(folder: Path, analyses: list[str], console: Console) -> list[Grown]:
     """Each analysis in every direction."""
     found = []
     for direction, larger in GROWN.items():
         sizes = [BASE[direction], *larger]
-        studies = [folder / f"{direction}-{size}" for size in sizes]
-        for study, size in zip(studies, sizes, strict=True):
-            if not study.exists():
-                # by another process: the peak of a command is never below what this one holds
-                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as writer:
-                    writer.submit(write_study, study, **{**BASE, direction: size}).result()
         for analysis in analyses:
+            studies = written(folder, direction, sizes, in_detail=analysis in IN_DETAIL)
             one = Grown(analysis, direction, sizes, in_turn(analysis, studies, folder / "reports"))
             seconds = ", ".join(f"{value:.1f}" for value in one.seconds)
             console.print(f"{analysis}, {direction}: {seconds} s")
             found.append(one)
     return sorted(found, key=lambda one: analyses.index(one.analysis))
+
+
+def written(folder: Path, direction: str, sizes: list[int], *, in_detail: bool) -> list[Path]:
+    """A study of each size; those that are there already are taken as they are."""
+    kind = "-in-detail" if in_detail else ""
+    studies = [folder / f"{direction}-{size}{kind}" for size in sizes]
+    for study, size in zip(studies, sizes, strict=True):
+        if not study.exists():
+            # by another process: the peak of a command is never below what this one holds
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as writer:
+                shape = {**BASE, direction: size}
+                writer.submit(write_study, study, **shape, in_detail=in_detail).result()
+    return studies
 
 
 def in_turn(analysis: str, studies: list[Path], reports: Path) -> list[Measured]:
