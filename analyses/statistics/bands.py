@@ -5,6 +5,8 @@ References
 .. [1] Montiel Olea and Plagborg-Møller (2019), doi:10.1002/jae.2656 (sup-t bands).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,20 +41,47 @@ def simultaneous(
     band : (..., ci_bound), NaN at a place without an error; such a place widens no band.
     critical : (..., 1 along `axis`), c, at least the quantile of t at one place.
     """
-    from scipy.special import stdtrit  # half a second, which --help need not wait for
-
-    n = len(jackknife.deleted)
-    influence = jackknife.deleted - jackknife.deleted.mean(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scaled = influence / np.sqrt((influence**2).sum(axis=0))
-    scaled = np.where(np.isfinite(scaled), scaled, 0.0)
-    normal = rng.standard_normal((n_resamples, n))
-    student = np.sqrt((n - 1) / rng.chisquare(n - 1, n_resamples))
     axis = axis % jackknife.estimate.ndim
-    largest = np.abs(np.tensordot(normal, scaled, 1)).max(axis=1 + axis, keepdims=True)
-    draws = largest * student.reshape(-1, *([1] * jackknife.estimate.ndim))
-    # by chance of the draws alone, a band may come out narrower than the pointwise interval
-    critical = np.maximum(np.quantile(draws, level, axis=0), stdtrit(n - 1, (1 + level) / 2))
+    draws = JointT.drawn(len(jackknife.deleted), n_resamples=n_resamples, rng=rng)
+    critical = draws.critical(draws.largest(jackknife.deleted, axis=axis), level=level)
     margin = critical * jackknife.standard_error
     band = np.stack([jackknife.estimate - margin, jackknife.estimate + margin], axis=-1)
     return band, critical
+
+
+class JointT(NamedTuple):
+    """Draws of Student's t, the same for all places, so that places may be taken some at a time.
+
+    Attributes
+    ----------
+    normal : (resample, unit), g.
+    student : (resample), 1 / u.
+    """
+
+    normal: NDArray[np.float64]
+    student: NDArray[np.float64]
+
+    @classmethod
+    def drawn(cls, n_units: int, *, n_resamples: int, rng: np.random.Generator) -> "JointT":
+        normal = rng.standard_normal((n_resamples, n_units))
+        return cls(normal, np.sqrt((n_units - 1) / rng.chisquare(n_units - 1, n_resamples)))
+
+    def largest(self, deleted: NDArray[np.float64], *, axis: int) -> NDArray[np.float64]:
+        """max_s |t_s| u over an axis of the estimate, which stays with size 1.
+
+        From `deleted` (unit, ...) to (resample, ...).
+        """
+        influence = deleted - deleted.mean(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            scaled = influence / np.sqrt((influence**2).sum(axis=0))
+        scaled = np.where(np.isfinite(scaled), scaled, 0.0)
+        return np.abs(np.tensordot(self.normal, scaled, 1)).max(axis=1 + axis, keepdims=True)
+
+    def critical(self, largest: NDArray[np.float64], *, level: float) -> NDArray[np.float64]:
+        """Quantile of max_s |t_s|, from what `largest` gives for all places: its maximum."""
+        from scipy.special import stdtrit  # half a second, which --help need not wait for
+
+        draws = largest * self.student.reshape(-1, *([1] * (largest.ndim - 1)))
+        # by chance of the draws alone, a band may come out narrower than the pointwise interval
+        at_one_place = stdtrit(self.normal.shape[1] - 1, (1 + level) / 2)
+        return np.maximum(np.quantile(draws, level, axis=0), at_one_place)

@@ -21,8 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.statistics.bands import simultaneous
-from analyses.statistics.pairs import pair_indices
+from analyses.statistics.bands import JointT
 from analyses.statistics.resampling import jackknife
 
 PHASES = ("uniform", "sharp convergence", "sharp divergence", "slow reconvergence")
@@ -110,13 +109,16 @@ def _all_changes(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Change from each step to each later one, (step, step), and simultaneous (..., ci_bound)."""
     n = len(curve)
-    before, after = pair_indices(n)
-    pairs = jackknife(
-        curve[after] - curve[before], deleted[:, after] - deleted[:, before], level=level
-    )
-    band, _ = simultaneous(pairs, level=level, n_resamples=n_resamples, rng=rng)
-    changes, bounds = np.zeros((n, n)), np.zeros((n, n, 2))
-    changes[before, after], bounds[before, after] = pairs.estimate, band
+    changes, errors, bounds = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n, 2))
+    draws = JointT.drawn(len(deleted), n_resamples=n_resamples, rng=rng)
+    largest = np.zeros((n_resamples, 1))
+    for i in range(n - 1):  # all pairs at once would take memory with the square of the steps
+        later = slice(i + 1, n)
+        of_start = jackknife(curve[later] - curve[i], deleted[:, later] - deleted[:, i : i + 1])
+        changes[i, later], errors[i, later] = of_start.estimate, of_start.standard_error
+        np.maximum(largest, draws.largest(of_start.deleted, axis=0), out=largest)
+    margin = draws.critical(largest, level=level) * errors
+    bounds[..., 0], bounds[..., 1] = changes - margin, changes + margin
     return changes, bounds
 
 

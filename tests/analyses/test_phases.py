@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from analyses.statistics.bands import simultaneous
 from analyses.statistics.phases import PHASES, Phases, find_phases, turning_points
 from analyses.statistics.resampling import jackknife
 
@@ -74,6 +75,17 @@ def test_what_is_smaller_than_the_noise_of_the_text_cannot_be_told() -> None:
     there = phases.start < phases.end
     assert set(phases.verdict[there]) == {"cannot be told"}
     assert there.sum() >= 3
+
+
+def test_intervals_hold_for_the_changes_between_all_pairs_of_steps_at_once() -> None:
+    curve, deleted = observed(FOUR, rng=np.random.default_rng(0))
+    phases = find_phases(curve, deleted, n_resamples=200, rng=np.random.default_rng(1))
+    before, after = np.triu_indices(len(curve), k=1)
+    pairs = jackknife(curve[after] - curve[before], deleted[:, after] - deleted[:, before])
+    band, _ = simultaneous(pairs, n_resamples=200, rng=np.random.default_rng(1))
+    expected = dict(zip(zip(before, after, strict=True), band, strict=True))
+    for start, end, found in zip(phases.start, phases.end, phases.ci, strict=True):
+        np.testing.assert_allclose(found, expected[start, end])
 
 
 def test_scale_of_the_curve_does_not_matter() -> None:
