@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 from models.config import RunConfig
 
 HERE = Path(__file__).resolve().parents[2]
-WARM_UP = 6
+WARM_UP = 12  # steps: as in `training.py`
 KINDS = {  # the first that matches the name of an operation
     "products": r"mm|bmm|addmm_?|baddbmm_?|_grouped_mm|addmv_?",
     "attention kernels": r"_scaled_dot_product.*",
