@@ -63,6 +63,7 @@ class JointT(NamedTuple):
 
     @classmethod
     def drawn(cls, n_units: int, *, n_resamples: int, rng: np.random.Generator) -> "JointT":
+        """Draws for the jackknife of so many units."""
         normal = rng.standard_normal((n_resamples, n_units))
         return cls(normal, np.sqrt((n_units - 1) / rng.chisquare(n_units - 1, n_resamples)))
 
