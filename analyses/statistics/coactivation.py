@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from analyses.statistics.bands import JointT
 from analyses.statistics.documents import document_tokens
 from analyses.statistics.fixed_size_sets import drawn_probability, joint_inclusion
 from analyses.statistics.pairs import pair_indices
@@ -171,14 +172,13 @@ def largest_p(excess: Excess, *, n_resamples: int, rng: np.random.Generator) -> 
     n, z = len(excess.tokens), z_score(excess)
     there = np.isfinite(z)
     scaled = (_influence(excess) * np.sqrt(n / (n - 1)))[:, there] / _error(excess)[there]
-    normal = rng.standard_normal((n_resamples, n))
-    student = np.sqrt((n - 1) / rng.chisquare(n - 1, n_resamples))
+    draws = JointT.drawn(n, n_resamples=n_resamples, rng=rng)
     size = max(1, _BLOCK // max(1, scaled.shape[1]))
     largest = [
-        np.abs(normal[i : i + size] @ scaled).max(axis=1, initial=0.0)
+        np.abs(draws.normal[i : i + size] @ scaled).max(axis=1, initial=0.0)
         for i in range(0, n_resamples, size)
     ]
-    null = np.sort(np.concatenate(largest) * student)
+    null = np.sort(np.concatenate(largest) * draws.student)
     reached = n_resamples - np.searchsorted(null, np.abs(z[there]), side="left")
     p = np.full(z.shape, np.nan)
     p[there] = (1 + reached) / (n_resamples + 1)

@@ -109,7 +109,7 @@ def _all_changes(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Change from each step to each later one, (step, step), and simultaneous (..., ci_bound)."""
     n = len(curve)
-    changes, errors, bounds = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n, 2))
+    changes, errors = np.zeros((n, n)), np.zeros((n, n))
     draws = JointT.drawn(len(deleted), n_resamples=n_resamples, rng=rng)
     largest = np.zeros((n_resamples, 1))
     for i in range(n - 1):  # all pairs at once would take memory with the square of the steps
@@ -118,8 +118,7 @@ def _all_changes(
         changes[i, later], errors[i, later] = of_start.estimate, of_start.standard_error
         np.maximum(largest, draws.largest(of_start.deleted, axis=0), out=largest)
     margin = draws.critical(largest, level=level) * errors
-    bounds[..., 0], bounds[..., 1] = changes - margin, changes + margin
-    return changes, bounds
+    return changes, np.stack([changes - margin, changes + margin], axis=-1)
 
 
 def _flat(bounds: NDArray[np.float64], margin: float) -> str:

@@ -18,6 +18,8 @@ from models.config import (
 from models.data import TokenStream
 from models.optimization import Trainer, training_precision
 
+WARM_UP = 12  # steps in which memory grows and products are compiled
+
 
 def sizes(name: str) -> tuple[ModelConfig, ModelConfig, int]:
     """A dense model, an MoE, and sequences in a batch."""

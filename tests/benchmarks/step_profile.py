@@ -25,13 +25,12 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from sizes import sizes, trainer_of
+from sizes import WARM_UP, sizes, trainer_of
 from torch.profiler import ProfilerActivity, profile
 
 from models.config import RunConfig
 
 HERE = Path(__file__).resolve().parents[2]
-WARM_UP = 12  # steps: as in `training.py`
 KINDS = {  # the first that matches the name of an operation
     "products": r"mm|bmm|addmm_?|baddbmm_?|_grouped_mm|addmv_?",
     "attention kernels": r"_scaled_dot_product.*",

@@ -38,7 +38,7 @@ import transformers
 from peers import PlainGPT, gpt2, mixture
 from rich.console import Console
 from rich.table import Table
-from sizes import seconds, sizes
+from sizes import WARM_UP, seconds, sizes
 from torch import Tensor, nn
 
 from models.config import ModelConfig, Precision
@@ -248,7 +248,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=1, help="of one run, as the presets have it")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--warm-up", type=int, default=12, help="rounds before those that count")
+    parser.add_argument(
+        "--warm-up", type=int, default=WARM_UP, help="rounds before those that count"
+    )
     parser.add_argument(
         "--same-memory", action="store_true", help="let peers keep freed memory as ours do"
     )
