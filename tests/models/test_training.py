@@ -385,9 +385,9 @@ PAGES_ASKED_FOR = """
 import resource, sys, torch
 from models.train import main
 def asked_for():
-    torch.ones(2**24), torch.ones(2**24)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(4):
+    for repeat in range(20):
+        if repeat == 10:  # by now the heap has a place for it, whatever training left there
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(2**24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 before = asked_for()
