@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
+from models.block_attention import block_attention
 from models.config import ModelConfig, Windows
 
 
@@ -61,7 +62,7 @@ class WindowedHeads(nn.Module):
     block : queries in a block; `n_ctx` for a single block that sees all keys.
     """
 
-    mask: Float[Tensor, "head block query key"] | None  # 0 where visible, else -inf
+    mask: Float[Tensor, "head block query key"]  # 0 where visible, else -inf
 
     def __init__(self, windows: tuple[int, ...], *, block: int, n_ctx: int) -> None:
         super().__init__()
@@ -73,8 +74,7 @@ class WindowedHeads(nn.Module):
             visible = pair.repeat(1, math.ceil(n_ctx / block), 1, 1)
             visible[:, 0, :, :block] = False  # nothing comes before the first block
         self.is_causal = min(windows) >= n_ctx
-        mask = None if self.is_causal else torch.where(visible, 0.0, -torch.inf)
-        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("mask", torch.where(visible, 0.0, -torch.inf), persistent=False)
 
     def forward(
         self,
@@ -85,34 +85,20 @@ class WindowedHeads(nn.Module):
         T = q.shape[2]
         if self.block == 1:
             return v  # a query that sees one key gives it all its weight
-        if self.mask is None:
+        if not self.is_whole:
+            return block_attention(q, k, v, self.mask[:, : math.ceil(T / self.block)].to(q.dtype))
+        if self.is_causal and not _fused_is_slow(q):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        if self.is_whole:
-            # only a mask with a batch dimension reaches the fused kernel
-            mask = self.mask[:, 0, :T, :T][None].to(q.dtype)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        q, k, v = self._blocks(q), self._with_block_before(k), self._with_block_before(v)
-        mask = self.mask[:, : q.shape[2]].to(q.dtype).expand(len(q), -1, -1, -1, -1)
-        scores = torch.baddbmm(
-            mask.flatten(0, 2),
-            q.flatten(0, 2),
-            k.flatten(0, 2).transpose(1, 2),
-            alpha=1 / math.sqrt(q.shape[-1]),
-        )
-        z = torch.bmm(scores.softmax(dim=-1), v.flatten(0, 2))
-        return z.view_as(q).flatten(2, 3)[:, :, :T]
+        mask = self.mask[:, :, :T, :T].to(q.dtype)
+        if _fused_is_slow(q):
+            return block_attention(q, k, v, mask)
+        # only a mask with a batch dimension reaches the fused kernel
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.transpose(0, 1))
 
-    def _blocks(self, x: Tensor) -> Tensor:
-        """[batch, head, block, query, d_head], the last block filled up with zeros."""
-        missing = -x.shape[2] % self.block
-        if missing:
-            x = F.pad(x, (0, 0, 0, missing))
-        return x.unflatten(2, (-1, self.block))
 
-    def _with_block_before(self, x: Tensor) -> Tensor:
-        """[batch, head, block, key, d_head], twice as many keys as queries."""
-        x = self._blocks(x)
-        return torch.cat([F.pad(x[:, :, :-1], (0, 0, 0, 0, 1, 0)), x], dim=3)
+def _fused_is_slow(q: Tensor) -> bool:
+    """Whether products, one after another, take less time than the fused kernel: decision 17."""
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16
 
 
 class Attention(nn.Module):

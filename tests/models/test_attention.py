@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from models.attention import Attention, WindowedHeads, head_windows, visible_keys
+from models.block_attention import block_attention
 from models.config import ModelConfig
 
 CFG = ModelConfig(d_model=16, n_layers=1, n_heads=4, n_ctx=12, d_vocab=300)
@@ -79,6 +80,40 @@ def test_heads_in_blocks_equal_the_whole_pattern_in_value_and_gradient(windows, 
     in_blocks = value_and_gradients()
     attention.hook_pattern.add_hook(lambda pattern, hook: None)
     torch.testing.assert_close(value_and_gradients(), in_blocks, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("windows", "block"), [((2, 3), 4), ((1, 9, 20), 20)])
+def test_gradients_of_blocks_are_those_of_finite_differences(windows, block):
+    generator = torch.Generator().manual_seed(0)
+    heads = WindowedHeads(windows, block=block, n_ctx=20).double()
+    q, k, v = (
+        torch.randn(2, len(windows), 20, 3, dtype=torch.float64, generator=generator)
+        .requires_grad_()
+        for _ in range(3)
+    )  # fmt: skip
+    assert torch.autograd.gradcheck(lambda *x: block_attention(*x, heads.mask), (q, k, v))
+
+
+def test_on_a_cpu_bfloat16_takes_no_fused_kernel_and_comes_close_to_float32(monkeypatch):
+    torch.manual_seed(0)
+    cfg = ModelConfig(d_model=32, n_layers=1, n_heads=8, n_ctx=72, d_vocab=300)
+    attention, x = Attention(cfg), torch.randn(3, 50, 32)
+
+    def value_and_gradient():
+        own = x.clone().requires_grad_()
+        out = attention(own)
+        return out.detach(), *torch.autograd.grad(out.square().sum(), own)
+
+    exact = value_and_gradient()
+    monkeypatch.setattr(
+        "models.attention.F.scaled_dot_product_attention",
+        lambda *args, **options: pytest.fail("took the fused kernel"),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = value_and_gradient()
+    assert rounded[0].dtype == torch.bfloat16
+    for ours, wanted in zip(rounded, exact, strict=True):
+        assert float((ours - wanted).norm() / wanted.norm()) < 0.02
 
 
 def test_nothing_but_windows_tells_position():
