@@ -67,13 +67,14 @@ class WindowedHeads(nn.Module):
     def __init__(self, windows: tuple[int, ...], *, block: int, n_ctx: int) -> None:
         super().__init__()
         self.n_heads, self.block, self.is_whole = len(windows), block, block == n_ctx
+        self.is_causal = min(windows) >= n_ctx
         if self.is_whole:
-            visible = visible_keys(windows, n_ctx)[:, None]
+            alike = windows[:1] if self.is_causal else windows  # one mask serves all causal heads
+            visible = visible_keys(alike, n_ctx)[:, None]
         else:
             pair = visible_keys(windows, 2 * block)[:, None, block:]  # keys before, then its own
             visible = pair.repeat(1, math.ceil(n_ctx / block), 1, 1)
             visible[:, 0, :, :block] = False  # nothing comes before the first block
-        self.is_causal = min(windows) >= n_ctx
         self.register_buffer("mask", torch.where(visible, 0.0, -torch.inf), persistent=False)
 
     def forward(

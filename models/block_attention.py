@@ -32,8 +32,9 @@ def block_attention(
 
     Parameters
     ----------
-    mask : added to scores. With as many keys as queries, a block sees itself; with twice as many,
-        also the block before it, which `mask` must hide from the first of a sequence.
+    mask : added to scores, with one head or as many as there are. With as many keys as queries, a
+        block sees itself; with twice as many, also the block before it, which `mask` must hide from
+        the first block of a sequence.
     """
     with torch.autocast(q.device.type, enabled=False):
         return _BlockAttention.apply(q, k, v, mask)
@@ -58,8 +59,8 @@ class _BlockAttention(torch.autograd.Function):
         q, k, v, pattern = ctx.saved_tensors
         dz = _blocks(dz, q.shape[1])
         dv = torch.bmm(pattern.mT, dz)
-        scores = torch._softmax_backward_data(torch.bmm(dz, v.mT), pattern, -1, pattern.dtype)
-        dq, dk = torch.bmm(scores, k), torch.bmm(scores.mT, q)
+        ds = torch._softmax_backward_data(torch.bmm(dz, v.mT), pattern, -1, pattern.dtype)
+        dq, dk = torch.bmm(ds, k), torch.bmm(ds.mT, q)
         for gradient in (dq, dk):
             gradient /= math.sqrt(q.shape[-1])
         return *(_positions(x, q.shape[1], ctx.shape) for x in (dq, dk, dv)), None
