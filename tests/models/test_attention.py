@@ -94,9 +94,10 @@ def test_gradients_of_blocks_are_those_of_finite_differences(windows, block):
     assert torch.autograd.gradcheck(lambda *x: block_attention(*x, heads.mask), (q, k, v))
 
 
-def test_on_a_cpu_bfloat16_takes_no_fused_kernel_and_comes_close_to_float32(monkeypatch):
+@pytest.mark.parametrize("windows", ["powers", "half"])
+def test_on_a_cpu_bfloat16_takes_no_fused_kernel_and_comes_close_to_float32(windows, monkeypatch):
     torch.manual_seed(0)
-    cfg = ModelConfig(d_model=32, n_layers=1, n_heads=8, n_ctx=72, d_vocab=300)
+    cfg = ModelConfig(d_model=32, n_layers=1, n_heads=8, n_ctx=72, d_vocab=300, windows=windows)
     attention, x = Attention(cfg), torch.randn(3, 50, 32)
 
     def value_and_gradient():
