@@ -26,7 +26,7 @@ def block_attention(
     q: Float[Tensor, "batch head pos d_head"],
     k: Float[Tensor, "batch head pos d_head"],
     v: Float[Tensor, "batch head pos d_head"],
-    mask: Float[Tensor, "head block query key"],
+    mask: Float[Tensor, "#head block query key"],
 ) -> Float[Tensor, "batch head pos d_head"]:
     """Weighted values of each query; it can be differentiated once.
 
