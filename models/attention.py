@@ -88,13 +88,14 @@ class WindowedHeads(nn.Module):
             return v  # a query that sees one key gives it all its weight
         if not self.is_whole:
             return block_attention(q, k, v, self.mask[:, : math.ceil(T / self.block)].to(q.dtype))
-        if self.is_causal and not _fused_is_slow(q):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        mask = self.mask[:, :, :T, :T].to(q.dtype)
+        mask = self.mask[:, :, :T, :T]
         if _fused_is_slow(q):
-            return block_attention(q, k, v, mask)
+            return block_attention(q, k, v, mask.to(q.dtype))
+        if self.is_causal:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
         # only a mask with a batch dimension reaches the fused kernel
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.transpose(0, 1))
+        mask = mask.to(q.dtype).transpose(0, 1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def _fused_is_slow(q: Tensor) -> bool:
@@ -106,7 +107,7 @@ class Attention(nn.Module):
     """Multi-head causal attention with a window per head.
 
     Scores and pattern are only formed when something watches `hook_attn_scores` or
-    `hook_pattern`; otherwise fused kernels compute the same product without them.
+    `hook_pattern`; otherwise blocks or fused kernels give the same without them.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:

@@ -54,10 +54,8 @@ def test_a_run_that_another_command_trains_is_left_to_it(jobs, text, tmp_path, c
         assert main(arguments) == 0
     output = capsys.readouterr().out
     assert "dense_120-seed0: another command is training it" in output
-    assert sorted(trained(output)) == [
-        "dense-seed0",
-        "switch-seed1",
-    ]  # two at once end in any order
+    # two at once end in any order
+    assert sorted(trained(output)) == ["dense-seed0", "switch-seed1"]
     assert main(arguments) == 0
     output = capsys.readouterr().out
     assert trained(output) == ["dense_120-seed0"]
